@@ -1,0 +1,279 @@
+"""Every path that is read or written, networks on disk, and how a file is written whole or not at all.
+
+A network's file holds tensors and plain data only and is loaded without unpickling code. It carries a record of
+what made it (`made_by`) and a checksum; a file that has neither is somebody else's and is used with a warning.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .config import Run
+from .errors import GnimeError
+from .runtime import Device, say, warn
+
+LAYOUT = 1  # of our records; raised when an older file can no longer be read
+
+
+class Paths:
+    """Where a run's artifacts live, under its root."""
+
+    def __init__(self, run: Run):
+        self.root, self.target, self.xai = run.root, run.target.name, run.xai
+        self.victim = self.root / "models" / "victim" / f"{self.target}.pt"
+        self.evaluation = self.root / "models" / "eval" / f"{self.target}.pt"
+        self.injector_folder = self.root / "models" / "def" / f"{self.target}_{self.xai}"
+        self.injector = self.injector_folder / "injector.pt"
+        self.images = self.root / "aux" / f"{self.target}_imgs.hkl"
+        self.labels = self.root / "aux" / f"{self.target}_labels.hkl"
+        self.explanations = self.root / "aux" / f"{self.target}_{self.xai}.hkl"
+        self.figures = self.root / "figures" / f"{self.target}_{self.xai}"
+
+    def inverter(self, setting: str) -> Path:
+        """PredMI's inverter sees no explanation, so the explainers share it."""
+        name = f"{self.target}_{setting}" + ("" if setting == "predmi" else f"_{self.xai}")
+        return self.root / "models" / "inv" / f"{name}.pt"
+
+
+def prepare_root(root: Path) -> None:
+    """Makes the folders of a root, or says in one line why it cannot."""
+    for folder in ("models", "aux", "figures"):
+        path = root / folder
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GnimeError(f"--root {root}: cannot make {path} ({error.strerror})") from None
+        inside(path, root)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise GnimeError(f"--root {root}: {path} cannot be written; choose another --root or mend its permissions")
+
+
+def inside(path: Path, root: Path) -> Path:
+    """`path`, if no symbolic link on the way leads out of the root."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise GnimeError(f"{path} leads out of --root to {path.resolve()}; give the real folder as --root")
+    return path
+
+
+def exists(path: Path, root: Path) -> bool:
+    return inside(path, root).exists()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; when the block ends well, its file takes `path`'s place in one step.
+
+    Raises:
+        GnimeError: the disk is full, the folder cannot be written, or the like; `path` is as it was.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise GnimeError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed there") from None
+    except RuntimeError as error:  # torch reports a full disk in its own way
+        if "PytorchStreamWriter" in str(error) or "write" in str(error):
+            raise GnimeError(f"{path}: cannot be written (is the disk full?); nothing was changed there") from None
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def alone(path: Path, device: Device | None = None) -> Iterator[None]:
+    """Holds `path` for this process while it looks for the artifact and makes it; a second process waits.
+
+    The system lets go of the lock when its holder dies. What killed writers left beside `path` is removed.
+    Of several processes that make one artifact together (`device`), the first holds the lock for all.
+    """
+    if device is not None and device.rank > 0:
+        device.barrier()
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
+    except OSError as error:
+        raise GnimeError(f"{path.parent} cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            say(f"{path}: process {file.read().strip() or '?'} is making it; waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        for left in path.parent.glob(f".{path.name}.*.part"):
+            left.unlink(missing_ok=True)
+        if device is not None:
+            device.barrier()
+        yield
+
+
+def digest_of(content: object) -> str:
+    """SHA-256 of nested plain data and tensors: values, shapes, types and order."""
+    hasher = hashlib.sha256()
+
+    def feed(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().contiguous()
+            feed(["tensor", str(value.dtype), list(value.shape)])
+            hasher.update(value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
+        elif isinstance(value, dict):
+            feed(["dict", len(value)])
+            for key, inner in value.items():
+                feed(key)
+                feed(inner)
+        elif isinstance(value, (list, tuple)):
+            hasher.update(f"list {len(value)};".encode())
+            for inner in value:
+                feed(inner)
+        else:
+            hasher.update(f"{type(value).__name__} {json.dumps(value)};".encode())
+
+    feed(content)
+    return hasher.hexdigest()
+
+
+@dataclass
+class Checkpoint:
+    """A network's file: `spec` rebuilds it, `made_by` says what made it, `extra` is plain data that goes along."""
+
+    tensors: dict
+    spec: dict | None = None
+    made_by: dict | None = None  # None: somebody else's file
+    extra: dict | None = None
+    digest: str = ""
+
+    @property
+    def ours(self) -> bool:
+        return self.made_by is not None
+
+
+def save_checkpoint(path: Path, tensors: dict, spec: dict, made_by: dict, extra: dict) -> str:
+    """Writes the file and returns its identity: a digest of everything in it but `extra` (durations, hardware)."""
+    identity = digest_of([LAYOUT, tensors, spec, made_by])
+    content = {"gnime": LAYOUT, "tensors": tensors, "spec": spec, "made_by": made_by, "extra": extra,
+               "identity": identity, "checksum": digest_of([identity, extra])}
+    with writing(path) as part, part.open("wb") as file:
+        torch.save(content, file)
+    return identity
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads a network's file.
+
+    Raises:
+        GnimeError: it is damaged, of another layout, or holds anything but tensors and plain data.
+    """
+    remedy = "remove it and run the command again"
+    try:
+        _check_zip(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise GnimeError(f"{path}: cannot be read; mend its permissions") from None
+    except Exception as error:  # whatever a damaged or hostile file makes the reader say
+        reason = "it asks to run code" if "Unsupported" in str(error) or "WeightsUnpickler" in str(error) else "it is damaged"
+        raise GnimeError(f"{path}: not a file of tensors and plain data ({reason}); {remedy}") from None
+    if isinstance(content, dict) and content and all(
+            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
+        return Checkpoint(dict(content), digest=digest_of(_sane(dict(content), path)))
+    keys = {"gnime", "tensors", "spec", "made_by", "extra", "identity", "checksum"}
+    if not isinstance(content, dict) or set(content) != keys:
+        raise GnimeError(f"{path}: neither a network of ours nor a plain state dict; {remedy}")
+    if content["gnime"] != LAYOUT:
+        raise GnimeError(f"{path}: written in layout {content['gnime']!r}, this version reads {LAYOUT}; {remedy}")
+    _sane(content["tensors"], path)
+    try:
+        identity = digest_of([LAYOUT, content["tensors"], content["spec"], content["made_by"]])
+        whole = identity == content["identity"] and digest_of([identity, content["extra"]]) == content["checksum"]
+    except (TypeError, ValueError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise GnimeError(f"{path}: damaged (its checksum does not fit); {remedy}")
+    return Checkpoint(content["tensors"], content["spec"], content["made_by"], content["extra"], identity)
+
+
+def _check_zip(path: Path) -> None:
+    """A network's file stores its parts as they are; a compressed part could unfold into more than memory holds."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"PK\x03\x04":
+        raise ValueError("not a zip archive")
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if any(p.compress_type != zipfile.ZIP_STORED for p in parts) or sum(p.file_size for p in parts) > path.stat().st_size:
+            raise ValueError("compressed parts")
+
+
+def _sane(content: object, path: Path) -> object:
+    """Refuses tensors that claim more numbers than the file holds (strides of zero can)."""
+    room = path.stat().st_size
+    stack = [content]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.numel() * value.element_size() > room:
+                raise GnimeError(f"{path}: a tensor claims {tuple(value.shape)}, more than the file holds; remove it")
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, (list, tuple)):
+            stack += value
+    return content
+
+
+def require(path: Path, found: dict, wanted: dict) -> None:
+    """Refuses an artifact that was made from something else than this run has.
+
+    Raises:
+        GnimeError: names the file, the first difference and the remedy.
+    """
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            what = f"{key} {_short(found.get(key))}, this run has {_short(value)}"
+            raise GnimeError(f"{path}: made with {what}; give the same flags, or move it away, or choose another --root")
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:12] if len(text) == 64 else text[:200]
+
+
+def load_into(network: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Puts a file's tensors into the network they fit.
+
+    Raises:
+        GnimeError: names or shapes differ.
+    """
+    tensors, own = checkpoint.tensors, network.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        ours, theirs = own.get(name), tensors.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            shapes = [None if t is None else tuple(t.shape) for t in (theirs, ours)]
+            raise GnimeError(f"{path}: does not fit: {name} is {shapes[0]} there, {shapes[1]} in this run's network")
+        if theirs.is_floating_point() and not theirs.isfinite().all():
+            raise GnimeError(f"{path}: {name} holds numbers that are not finite; remove the file and make it again")
+    network.load_state_dict(tensors)
+    if not checkpoint.ours:
+        warn(f"{path} does not say what made it; it is used as it is")

@@ -1,0 +1,145 @@
+"""The command line of the three scripts. Imports nothing heavy: `--help` and bad usage answer at once."""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from . import __version__
+from .config import IMAGE_SIZES, TARGETS, Run, target
+from .errors import GnimeError, UsageError
+from .explainers import EXPLAINERS
+from .settings import DEFAULT_SETTINGS, SETTINGS
+
+ABOUT = {
+    "prepare": "Train the victim and the evaluation classifier, and explain every image: models/victim, models/eval, aux/.",
+    "train": "Train the noise injector against its inverter: models/def.",
+    "eval": "Train an attacker for each setting, and compare what they recover: models/inv, figures/.",
+}
+EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", "eval": "of the inverters, at most"}
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False, argparse.SUPPRESS) else super()._get_help_string(action)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"{value} is not {'at least ' + str(least) if value < least else 'below 2^31'}")
+        return value
+
+    return number
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+    return value
+
+
+def _target_name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w .+-]*", text) or text.endswith((" ", ".")) or len(text.encode()) > 200:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder in --datasets")
+    return text
+
+
+def _width(text: str) -> int:
+    value = _at_least(64)(text)
+    if value % 64 or value > 65536:
+        raise argparse.ArgumentTypeError(f"{value}: the widths at each side are fractions of it; give a multiple of 64, at most 65536")
+    return value
+
+
+def parser(script: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(f"{script}.py", description=ABOUT[script], formatter_class=_Formatter, allow_abbrev=False)
+    made.add_argument("--version", action="version", version=f"gnime {__version__}")
+    what = made.add_argument_group("what")
+    what.add_argument("--target", type=_target_name, default="digits", metavar="NAME",
+                      help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets")
+    what.add_argument("--xai", choices=EXPLAINERS, default="lrp", help="explainer")
+    what.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N images after the shuffle")
+    what.add_argument("--image-size", type=int, choices=IMAGE_SIZES, metavar="S",
+                      help=f"side of a folder target's images: {', '.join(map(str, IMAGE_SIZES))} (default: 128)")
+    what.add_argument("--seed", type=_at_least(0), default=0, help="of shuffle, weights, orders and noise")
+    if script == "eval":
+        what.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(DEFAULT_SETTINGS), metavar="SETTING",
+                          help=f"of {', '.join(SETTINGS)}")
+    if script == "prepare":
+        what.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
+    how = made.add_argument_group("training (defaults: the paper's)")
+    how.add_argument("--epochs", type=_at_least(1), metavar="N", help=EPOCHS[script])
+    how.add_argument("--batch-size", type=_at_least(1), metavar="N", help="images a step")
+    how.add_argument("--width", type=_width, metavar="W", help="of inversion networks and injector (default: 2048; digits 256)")
+    if script == "train":
+        how.add_argument("--weight", type=_positive, metavar="A", help="of the attacker's error in the injector's loss "
+                         "(default: 100; faces and folders 500)")
+    how.add_argument("--official", action="store_true", help="repeat the authors' release where it differs from the paper")
+    where = made.add_argument_group("where")
+    where.add_argument("--gpu", type=_at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
+    where.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: tf32 on CUDA, fp32 on the CPU)")
+    where.add_argument("--deterministic", action="store_true", help="repeat exactly on CUDA too, slower")
+    where.add_argument("--root", type=Path, default=Path(), help="holds datasets/, models/, aux/ and figures/")
+    where.add_argument("--datasets", type=Path, metavar="DIR", help="data elsewhere than in ROOT/datasets")
+    return made
+
+
+def resolve(script: str, arguments: list[str] | None = None) -> Run:
+    """The run that a command line asks for; bad usage ends the process with code 2."""
+    made = parser(script)
+    given = made.parse_args(arguments)
+    if given.image_size and given.target in TARGETS:
+        made.error(f"argument --image-size: {given.target} has its own size; it is for folder targets")
+    if "\0" in str(given.root) or "\0" in str(given.datasets):
+        made.error("argument --root: a path has no null character")
+    chosen = target(given.target, given.image_size)
+    if given.width:
+        chosen = replace(chosen, width=given.width)
+    if getattr(given, "weight", None) is not None:
+        chosen = replace(chosen, weight=given.weight)
+    settings = tuple(dict.fromkeys(getattr(given, "settings", ())))
+    return Run(script, chosen, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
+               given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
+               settings, getattr(given, "skip_bad", False))
+
+
+def main(script: str, arguments: list[str] | None = None) -> int:
+    """Runs a script and returns its exit code: 0, 1 for what the user must mend outside, 2 for bad usage."""
+    run = resolve(script, arguments)
+    try:
+        from . import pipeline  # heavy: only once the command line is known to be good
+
+        {"prepare": pipeline.prepare, "train": pipeline.train, "eval": pipeline.evaluate}[script](run)
+    except GnimeError as error:
+        print(f"{script}.py: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{script}.py: stopped; the same command goes on from what is saved", file=sys.stderr)
+        return 130
+    except MemoryError:
+        print(f"{script}.py: error: out of memory; give a smaller --batch-size or --width", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"{script}.py: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print(f"{script}.py: error: the device is out of memory; give a smaller --batch-size or --width, or --precision bf16",
+              file=sys.stderr)
+        return 1
+    return 0
+
+
+__all__ = ["UsageError", "main", "parser", "resolve"]

@@ -1,0 +1,205 @@
+"""The images of a run, shuffled once, and the halves of defender and attacker; batches on their way to the device."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import arrays
+from .artifacts import Paths, alone, exists, require
+from .config import SHUFFLE_SEED_PURPOSE, TEST_FRACTION, VALIDATION_FRACTION, Run
+from .errors import GnimeError, UsageError
+from .runtime import permutation, say, warn
+from .sources import Source, decode, open_source
+
+CHUNK = 256  # images per slice when a whole set is gone through
+MINIMUM = 20  # images: below, a split would be empty
+RESIDENT = 0.25  # of the free memory of a CUDA device may hold one array
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint row ranges of the shuffled images (METHOD "Data").
+
+    defender: victim, evaluation classifier and injector are trained on it. attacker: its first part trains the
+    inverters, `validation` stops them early, `test` no one trains on. Officially test is also validation.
+    """
+
+    defender: range
+    attacker: range
+    train: range
+    validation: range
+    test: range
+
+    @classmethod
+    def of(cls, n: int, official: bool = False) -> "Splits":
+        half = n // 2
+        test = n - round(TEST_FRACTION * (n - half))
+        validation = test - max(1, round(VALIDATION_FRACTION * (test - half)))
+        if official:
+            return cls(range(half), range(half, n), range(half, test), range(test, n), range(test, n))
+        return cls(range(half), range(half, n), range(half, validation), range(validation, test), range(test, n))
+
+
+@dataclass
+class Data:
+    """Images (n, C, S, S) uint8 and labels (n,) of a run in shuffled order, mapped from `aux/`."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    digest: str
+    splits: Splits
+
+
+def load_images(run: Run, paths: Paths, make: bool, quiet: bool = False) -> Data:
+    """The run's images from `aux/`; `make` lets them be made from their source.
+
+    Raises:
+        GnimeError: they are missing and may not be made, or what is there belongs to another run.
+    """
+    with alone(paths.images):
+        if exists(paths.images, paths.root) and exists(paths.labels, paths.root):
+            if not quiet:
+                say(f"images        {paths.images}: found")
+        elif make:
+            _make(run, paths)
+        else:
+            missing = paths.labels if paths.images.exists() else paths.images
+            raise GnimeError(f"{missing} is missing; make it with: {run.command('prepare')}")
+    images, labels = arrays.load(paths.images), arrays.load(paths.labels)
+    _check(run, images, labels)
+    record = labels.record or {}
+    classes = record.get("classes") or [str(i) for i in range(int(labels.rows.max()) + 1)]
+    return Data(images.rows, np.array(labels.rows, np.int64), classes, images.digest,
+                Splits.of(len(images.rows), run.official))
+
+
+def _identity(run: Run) -> dict:
+    return {"target": run.target.name, "image_size": run.target.size, "seed": run.seed}
+
+
+def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
+    target = run.target
+    n = len(images.rows)
+    if images.rows.shape[1:] != (target.channels, target.size, target.size):
+        raise GnimeError(f"{images.path}: shape {images.rows.shape}, this run needs "
+                         f"(n, {target.channels}, {target.size}, {target.size}); move it away or choose another --root")
+    if labels.rows.shape != (n,) or labels.rows.dtype.kind not in "ui":
+        raise GnimeError(f"{labels.path}: {labels.rows.dtype} {labels.rows.shape}, {images.path.name} needs integers ({n},); remove both")
+    if n < MINIMUM:
+        raise GnimeError(f"{images.path}: {n} images; splits need at least {MINIMUM}")
+    if images.rows.dtype != np.uint8 and not (images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1):
+        raise GnimeError(f"{images.path}: {images.rows.dtype} outside [0, 1]; images are uint8 or numbers in [0, 1]")
+    for array in (images, labels):
+        if array.record is None:
+            warn(f"{array.path} does not say what made it; it is used as it is")
+            continue
+        require(array.path, array.record, _identity(run))
+        wanted = min(run.limit or array.record["available"], array.record["available"])
+        if n != wanted:
+            flag = f"--limit {n}" if n < array.record["available"] else "no --limit"
+            raise GnimeError(f"{array.path}: made with {flag}, this run asks for {wanted} images; pass {flag}, "
+                             f"or move it away, or choose another --root")
+    if labels.record is not None and labels.record["images"] != images.digest:
+        raise GnimeError(f"{labels.path}: the labels of other images than {images.path.name}; remove both and run prepare.py again")
+
+
+def _make(run: Run, paths: Paths) -> None:
+    source = open_source(run)
+    good = _good(run, paths, source)
+    available = len(good)
+    n = min(run.limit or available, available)
+    if n < MINIMUM:
+        flag = f"--limit {run.limit}" if run.limit is not None and run.limit < MINIMUM else f"target {run.target.name}"
+        raise UsageError(f"{flag}: {n} images; the splits of defender and attacker need at least {MINIMUM}")
+    order = good[permutation(available, run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]]
+    target = run.target
+    record = _identity(run) | {"available": available}
+    shape = (n, target.channels, target.size, target.size)
+    with arrays.create(paths.images, shape, "uint8", record | {"kind": "images"}) as writer:
+        for start in range(0, n, CHUNK):
+            writer.write(source.read(order[start : start + CHUNK]))
+    made = arrays.load(paths.images)
+    record |= {"kind": "labels", "classes": source.classes, "images": made.digest}
+    with arrays.create(paths.labels, (n,), "int64", record) as writer:
+        writer.write(source.labels[order])
+    say(f"images        {paths.images}: made, {n} of {available}, {len(source.classes)} classes, shuffled with seed {run.seed}")
+
+
+def _good(run: Run, paths: Paths, source: Source) -> np.ndarray:
+    """Indices of the images that can be read; with --skip-bad, the others are listed in a file."""
+    everything = np.arange(len(source.labels))
+    if not (run.skip_bad and source.files):
+        return everything
+
+    def complaint(path) -> str | None:
+        try:
+            decode(path, run.target.channels, run.target.size)
+        except GnimeError as error:
+            return str(error).split("; ")[0]
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        complaints = list(pool.map(complaint, source.files))
+    bad = [text for text in complaints if text]
+    if bad:
+        from .artifacts import write_text
+
+        listing = paths.images.with_name(f"{run.target.name}_skipped.txt")
+        write_text(listing, "\n".join(bad) + "\n")
+        warn(f"{len(bad)} damaged pictures left out, listed in {listing}")
+    return everything[[text is None for text in complaints]]
+
+
+def resident(array: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
+    """The array on the CUDA device where it fits there well; elsewhere it stays mapped and is read by batches."""
+    if device.type != "cuda" or array.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
+        return array
+    on_device = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, device=device)
+    for start in range(0, len(array), 4096):
+        on_device[start : start + 4096] = torch.from_numpy(np.array(array[start : start + 4096]))
+    return on_device
+
+
+def take(array: np.ndarray | Tensor, rows: Tensor | range, device: torch.device) -> Tensor:
+    """Rows of an array on the device: uint8 as float32 in [0, 1], pictures in channels-last order."""
+    contiguous = isinstance(rows, range)
+    if isinstance(array, Tensor):
+        got = array[rows.start : rows.stop] if contiguous else array[rows.to(array.device)]
+    else:
+        piece = array[rows.start : rows.stop] if contiguous else array[rows.numpy()]
+        got = torch.from_numpy(np.array(piece) if contiguous else piece)
+        if device.type == "cuda":
+            got = got.pin_memory().to(device, non_blocking=True)
+    if got.dtype == torch.uint8:
+        got = got.float() / 255
+    elif got.is_floating_point():
+        got = got.float()
+    return got.contiguous(memory_format=torch.channels_last) if got.ndim == 4 else got
+
+
+def batches(sources: Sequence[np.ndarray | Tensor | None], rows: Sequence[Tensor | range], device: torch.device,
+            ) -> Iterator[list[Tensor | None]]:
+    """For each of `rows`, those rows of every source on the device; the next batch is fetched while one is used."""
+
+    def fetch(wanted: Tensor | range) -> list[Tensor | None]:
+        return [None if source is None else take(source, wanted, device) for source in sources]
+
+    with ThreadPoolExecutor(1) as ahead:
+        pending = None
+        for wanted in rows:
+            following = ahead.submit(fetch, wanted)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+
+def slices(rows: range, size: int) -> list[range]:
+    """A range cut into ranges of at most `size`."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -1,0 +1,157 @@
+"""The settings side by side: for each, an attacker of its own trained on what it would see, and what it recovers."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import metrics
+from .arrays import scratch
+from .config import Run
+from .data import CHUNK, Splits, resident
+from .defences import DEFENCES, Means
+from .networks import Trained, inverter_spec, obtain
+from .runtime import Device
+from .settings import SETTINGS, Setting
+from .training import Task, fit, mean_squared_error, through
+
+SHOWN = 8  # test images in the pictures
+
+
+@dataclass
+class Attacker:
+    """The attacker's half: rows of images, labels, predictions and clean explanations, split from row 0 on."""
+
+    images: np.ndarray | Tensor
+    labels: np.ndarray | Tensor
+    predictions: np.ndarray | Tensor
+    explanations: np.ndarray | Tensor
+    train: range
+    validation: range
+    test: range
+
+    @classmethod
+    def of(cls, splits: Splits, images, labels, predictions, explanations) -> "Attacker":
+        half = splits.attacker
+        local = [range(part.start - half.start, part.stop - half.start)
+                 for part in (splits.train, splits.validation, splits.test)]
+        return cls(*(array[half.start : half.stop] for array in (images, labels, predictions, explanations)), *local)
+
+
+@dataclass
+class Outcome:
+    """What one setting's attacker recovered: numbers, values per test image, and pictures of the first few."""
+
+    numbers: dict
+    per_image: dict[str, Tensor]
+    shown: Tensor  # (SHOWN, C, S, S) reconstructions
+    shown_explanation: Tensor | None
+    attacker: dict = field(default_factory=dict)
+    history: list = field(default_factory=list)
+
+
+def mean_distortion(attacker: Attacker, injector: nn.Module, device: Device) -> float:
+    """mean((e' - e)^2) of GNIME over the test set: the variance of RND's noise."""
+    total = 0.0
+    for rows, (clean, prediction) in through([attacker.explanations, attacker.predictions], attacker.test, CHUNK, device):
+        with torch.no_grad():
+            squared = (injector(clean, prediction) - clean).square().flatten(1).mean(1)
+        total += squared.double().sum().item()
+    return total / len(attacker.test)
+
+
+def protect(setting: Setting, attacker: Attacker, means: Means, device: Device, folder: Path) -> np.ndarray | Tensor | None:
+    """What the setting's attacker sees of the explanations of its half; None where they are withheld."""
+    if setting.defence is None:
+        return None
+    if setting.defence == "none":
+        return attacker.explanations
+    defence = DEFENCES[setting.defence](means)
+    clean = attacker.explanations
+    seen = scratch(tuple(clean.shape), np.float32, folder)
+    for rows, (explanation, prediction) in through([clean, attacker.predictions], range(len(clean)), CHUNK, device):
+        with torch.no_grad():
+            seen[rows.start : rows.stop] = defence(explanation, prediction, rows).float().cpu().numpy()
+    return resident(seen, device.torch)
+
+
+def attack(setting: Setting, run: Run, attacker: Attacker, seen: np.ndarray | Tensor | None, identity: dict,
+           path: Path, classes: int, device: Device) -> Trained:
+    """The setting's inverter, trained on the attacker's half (or found in `path`)."""
+    stage = run.stage(setting.name)
+    shape = tuple(attacker.explanations.shape[1:3])
+    sources = [seen, attacker.predictions, attacker.images]
+
+    def validate(network: nn.Module) -> float:
+        total = sum(mean_squared_error(network, batch).double().item() * len(rows)
+                    for rows, batch in through(sources, attacker.validation, CHUNK, device))
+        return total / len(attacker.validation)
+
+    def make(network: nn.Module, state: Path) -> dict:
+        task = Task(setting.name, network, stage, sources, attacker.train, mean_squared_error, validate, higher=False,
+                    seed=run.seed, shuffle=not run.official)
+        return fit(task, state, run.root, identity, device)
+
+    identity = identity | {"setting": setting.name, "seed": run.seed, "official": run.official,
+                           "stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}
+    spec = inverter_spec(setting.inverter, run.target, shape, classes)
+    return obtain(path, run.root, spec, identity, stage, run.seed, device, setting.name, make)
+
+
+def measure(inverter: nn.Module, attacker: Attacker, seen: np.ndarray | Tensor | None, victim: nn.Module,
+            evaluation: nn.Module, device: Device) -> Outcome:
+    """The attacker's reconstructions of the test set against its images. Always in 32-bit arithmetic."""
+    columns: dict[str, list[Tensor]] = {}
+    shown, shown_explanation, squared = [], [], 0.0
+    sources = [seen, attacker.explanations, attacker.predictions, attacker.images, attacker.labels]
+    for _, (protected, clean, prediction, image, label) in through(sources, attacker.test, CHUNK, device):
+        with torch.no_grad():
+            found = inverter(protected, prediction).float().clamp(0, 1).contiguous()
+            image = image.contiguous()
+            values = {"mse": metrics.mse(image, found), "psnr": metrics.psnr(image, found),
+                      "ssim": metrics.ssim(image, found),
+                      "accuracy": metrics.correct(victim(found), label), "tca": metrics.correct(evaluation(found), label)}
+            if protected is not None:
+                values["distortion"] = metrics.mse(clean, protected)
+            squared += (victim.features(found).double() - victim.features(image).double()).square().sum().item()
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value.cpu())
+        if sum(map(len, shown)) < SHOWN:
+            shown.append(found.cpu())
+            if protected is not None:
+                shown_explanation.append(protected.cpu())
+    per_image = {name: torch.cat(parts) for name, parts in columns.items()}
+    numbers = {name: _plain(value.double().mean().item()) for name, value in per_image.items()}
+    numbers["deepsim"] = metrics.deepsim_of(squared, len(attacker.test))
+    quantiles = torch.quantile(per_image["mse"].double(), torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.double))
+    numbers["mse_interval"] = list(metrics.bootstrap_interval(per_image["mse"]))
+    numbers["mse_quantiles"] = quantiles.tolist()
+    return Outcome(numbers, per_image, torch.cat(shown)[:SHOWN],
+                   torch.cat(shown_explanation)[:SHOWN] if shown_explanation else None)
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def compare(outcomes: dict[str, Outcome]) -> list[str]:
+    """Adds residual leakage to each outcome's numbers; returns warnings where the evaluation itself looks unsound."""
+    mse = {name: outcome.numbers["mse"] for name, outcome in outcomes.items()}
+    warnings = []
+    for name, outcome in outcomes.items():
+        both = {"predmi", "expmi"} <= mse.keys()
+        outcome.numbers["residual_leakage"] = (
+            metrics.residual_leakage(mse[name], mse["predmi"], mse["expmi"]) if both else None)
+        if name != "predmi" and "predmi" in mse and mse[name] > mse["predmi"]:
+            low = outcome.numbers["mse_interval"][0]
+            if low > outcomes["predmi"].numbers["mse_interval"][1]:
+                warnings.append(f"{name}: its attacker does worse (MSE {mse[name]:.4f}) than one without explanations "
+                                f"({mse['predmi']:.4f}), which it could imitate: it has not converged; train it longer")
+    return warnings
+
+
+def setting_of(name: str) -> Setting:
+    return SETTINGS[name]

@@ -1,0 +1,22 @@
+"""Gradient of the largest logit (Simonyan et al., 2014)."""
+
+import torch
+from torch import Tensor, nn
+
+from .stack import apply, layers, minmax
+
+
+def grad(model: nn.Module, images: Tensor) -> Tensor:
+    """|d s / d x| with s the largest logit, scaled to [0, 1] per image and channel.
+
+    images: (N, C, H, W) in [0, 1]. Returns (N, C, H, W) in [0, 1].
+
+    Raises:
+        TypeError: the model has a layer that `stack.layers` does not take.
+    """
+    stack = layers(model)
+    with torch.enable_grad():
+        x = images.detach().requires_grad_()
+        score = apply(stack, x).amax(1).sum()  # images do not mix: one sum, one gradient for each
+        (gradient,) = torch.autograd.grad(score, x)
+    return minmax(gradient)

@@ -1,0 +1,39 @@
+"""Grad-CAM (Selvaraju et al., 2017), as the paper uses it: no ReLU on the map, absolute value instead."""
+
+import torch
+from torch import Tensor, nn
+
+from .stack import apply, layers, minmax
+
+
+def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor:
+    """Mean over channels of A times its weight, scaled to [0, 1] per image.
+
+    A (N, K, h, w) is the output of the last convolution, after its ReLU, before pooling; a channel's weight is the mean
+    over h, w of d s / d A, s the largest logit. `pool`: average the weights over so many successive images as well, as
+    the authors' release does with its batches; a map then depends on its neighbours.
+
+    images: (N, C, H, W) in [0, 1]. Returns (N, 1, h, w) in [0, 1].
+
+    Raises:
+        TypeError: the model has a layer that `stack.layers` does not take.
+        ValueError: the model has no convolution.
+    """
+    stack = layers(model)
+    convolutions = [i for i, layer in enumerate(stack) if isinstance(layer, nn.Conv2d)]
+    if not convolutions:
+        raise ValueError("Grad-CAM needs a convolution, the model has none")
+    cut = convolutions[-1] + 1
+    while cut < len(stack) and isinstance(stack[cut], nn.ReLU):
+        cut += 1
+    with torch.no_grad():
+        activation = apply(stack[:cut], images)
+    with torch.enable_grad():
+        activation.requires_grad_()
+        score = apply(stack[cut:], activation).amax(1).sum()
+        (gradient,) = torch.autograd.grad(score, activation)
+    weight = gradient.mean((2, 3))  # (N, K)
+    if pool:
+        weight = torch.cat([w.mean(0, keepdim=True).expand_as(w) for w in weight.split(pool)])
+    cam = torch.einsum("nk,nkhw->nhw", weight, activation.detach()).unsqueeze(1) / weight.shape[1]
+    return minmax(cam)

@@ -1,0 +1,80 @@
+"""Layer-wise relevance propagation by the z+ rule (Montavon et al., 2017, "deep Taylor"), as the paper uses it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .stack import layers, minmax
+
+EPS = 1e-9
+
+
+def lrp(model: nn.Module, images: Tensor) -> Tensor:
+    """Relevance of the whole vector of logits, scaled to [0, 1] per image and channel.
+
+    Dense and convolution: R_in = a * W+^T (R_out / (W+ a + eps)), W+ = max(W, 0), no bias. The first convolution does
+    the same with a replaced by ones. Max pooling is treated as average pooling. ReLU and dropout pass relevance on.
+
+    images: (N, C, H, W) in [0, 1]. Returns (N, C, H, W) in [0, 1].
+
+    Raises:
+        TypeError: the model has a layer that `stack.layers` does not take.
+    """
+    stack = [layer for layer in layers(model) if not isinstance(layer, nn.Dropout)]
+    with torch.no_grad():
+        inputs, x = [], images
+        for layer in stack:
+            inputs.append(x)
+            x = layer(x)
+        relevance = x
+        for i in range(len(stack) - 1, -1, -1):
+            # an input's values are not needed below its own layer: let them go
+            relevance = _down(stack[i], inputs.pop(), relevance, first=i == 0)
+        return minmax(relevance, EPS)
+
+
+def _down(layer: nn.Module, a: Tensor, relevance: Tensor, first: bool) -> Tensor:
+    """Relevance of a layer's inputs `a` from the relevance of its outputs."""
+    if isinstance(layer, nn.Linear):
+        positive = layer.weight.clamp(min=0)
+        return a * ((relevance / (F.linear(a, positive) + EPS)) @ positive)
+    if isinstance(layer, nn.Conv2d):
+        positive = layer.weight.clamp(min=0)
+        how = layer.stride, layer.padding, layer.dilation, layer.groups
+        seen = torch.ones_like(a[:1]) if first else a  # ones: the same for every image, so once is enough
+        share = relevance / (F.conv2d(seen, positive, None, *how) + EPS)
+        back = _transposed(share, positive, layer, a.shape)
+        return back if first else a * back
+    if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
+        return _down_pool(layer, a, relevance)
+    if isinstance(layer, nn.Flatten):
+        return relevance.reshape(a.shape)
+    return relevance  # ReLU
+
+
+def _transposed(share: Tensor, weight: Tensor, layer: nn.Conv2d, shape: torch.Size) -> Tensor:
+    """W^T share: the gradient of the convolution with respect to its input of this shape."""
+    if isinstance(layer.padding, str):
+        raise TypeError(f"Conv2d(padding={layer.padding!r}): LRP takes padding as a number")
+    rest = [
+        size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
+        for size, out, stride, pad, dilation, kernel in zip(
+            shape[2:], share.shape[2:], layer.stride, layer.padding, layer.dilation, layer.kernel_size, strict=True)
+    ]
+    return F.conv_transpose2d(share, weight, None, layer.stride, layer.padding, rest, layer.groups, layer.dilation)
+
+
+def _down_pool(layer: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
+    """a * unpool(R / (avgpool(a) + eps)); unpooling is the gradient of average pooling, each output to its window."""
+    kernel, stride = layer.kernel_size, layer.stride
+    if kernel == stride == 2 and layer.padding == 0 and a.shape[2] % 2 == a.shape[3] % 2 == 0:
+        share = relevance / (F.avg_pool2d(a, 2) + EPS) / 4
+        n, c, h, w = share.shape
+        wide = share[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(a.shape)
+        return a * wide
+    with torch.enable_grad():
+        x = a.detach().requires_grad_()
+        pooled = F.avg_pool2d(x, kernel, stride, layer.padding)
+        share = relevance / (pooled.detach() + EPS)
+        (back,) = torch.autograd.grad(pooled, x, share)
+    return a * back

@@ -1,0 +1,56 @@
+"""What the attacker recovered: images against their reconstructions. Pure functions; images (N, C, H, W) in [0, 1]."""
+
+import math
+
+import torch
+from pytorch_msssim import ssim as _ssim
+from torch import Tensor
+
+
+def mse(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """Mean squared error per image, (N,)."""
+    return (image - reconstruction).square().flatten(1).mean(1)
+
+
+def psnr(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio per image in dB, peak 1, (N,); infinite for equal images."""
+    return -10 * torch.log10(mse(image, reconstruction))
+
+
+def ssim(image: Tensor, reconstruction: Tensor) -> Tensor:
+    """Structural similarity per image, (N,): 11x11 Gaussian window of sigma 1.5, valid windows only, mean over channels.
+
+    What `tf.image.ssim` computes. Sides of at least 11 pixels.
+    """
+    return _ssim(image, reconstruction, data_range=1.0, size_average=False)
+
+
+def correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """1.0 where the largest logit is the label's, (N,). Its mean is the reclassification accuracy, or TCA."""
+    return (logits.argmax(1) == labels).float()
+
+
+def deepsim(features_image: Tensor, features_reconstruction: Tensor) -> float:
+    """DeePSiM = exp(-||F(r) - F(x)||_F / N) over (N, F) features; compare it only at equal N."""
+    squared = (features_reconstruction.double() - features_image.double()).square().sum().item()
+    return deepsim_of(squared, len(features_image))
+
+
+def deepsim_of(squared: float, n: int) -> float:
+    """DeePSiM from the sum of squared feature differences over n images."""
+    return math.exp(-math.sqrt(squared) / n)
+
+
+def residual_leakage(setting: float, predmi: float, expmi: float) -> float | None:
+    """(setting - predmi) / (expmi - predmi): what of the explanation's leak is left. 1 undefended, 0 nothing; None: no leak."""
+    return (setting - predmi) / (expmi - predmi) if expmi != predmi else None
+
+
+def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 1000, level: float = 0.95) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    values = values.double().cpu()
+    means = torch.stack([values[torch.randint(len(values), (len(values),), generator=generator)].mean()
+                         for _ in range(draws)])
+    low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double))
+    return low.item(), high.item()
