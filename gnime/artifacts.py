@@ -37,9 +37,10 @@ class Paths:
         self.explanations = self.root / "aux" / f"{self.target}_{self.xai}.hkl"
         self.figures = self.root / "figures" / f"{self.target}_{self.xai}"
 
-    def inverter(self, setting: str) -> Path:
+    def inverter(self, setting: str, kind: str = "expmi") -> Path:
         """PredMI's inverter sees no explanation, so the explainers share it."""
         name = f"{self.target}_{setting}" + ("" if setting == "predmi" else f"_{self.xai}")
+        name += "_dense" if kind == "dense" else ""
         return self.root / "models" / "inv" / f"{name}.pt"
 
 

@@ -2,51 +2,105 @@
 cannot be asked twice for another draw."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .injector import Injector
-from .runtime import generator
+from .runtime import generator, permutation
 
-Defence = Callable[[Tensor, Tensor, range], Tensor]  # explanations, predictions, their rows -> explanations
+Defence = Callable[[Tensor, Tensor, Tensor, range], Tensor]  # explanations, predictions, images, rows -> explanations
+
+OND_STEPS = 10
 
 
 @dataclass
 class Means:
-    """What defences are built from.
+    """What defences are built from; a defence uses what it needs.
 
     Attributes:
-        seed: of the noise.
-        injector: the trained noise injector, or None.
-        variance: mean squared distortion of GNIME on the test set; the noise of RND has it.
+        seed: of noise and permutation.
+        injector: the trained noise injector.
+        variance: mean squared distortion of GNIME on the test set; RND and OND distort as much.
+        inverter: an ExpMI trained on the defender's half, frozen.
+        class_means: (classes, K, S, S) mean explanation of the defender's images by predicted class.
     """
 
     seed: int
     injector: Injector | None = None
     variance: float | None = None
-    extra: dict = field(default_factory=dict)
+    inverter: nn.Module | None = None
+    class_means: Tensor | None = None
 
 
 def none(means: Means) -> Defence:
     """The explanation as it is."""
-    return lambda explanation, prediction, rows: explanation
+    return lambda explanation, prediction, image, rows: explanation
 
 
 def rnd(means: Means) -> Defence:
     """Gaussian noise of GNIME's distortion, one draw per image, not clipped (paper, section 4)."""
 
-    def protect(explanation: Tensor, prediction: Tensor, rows: range) -> Tensor:
+    def protect(explanation: Tensor, prediction: Tensor, image: Tensor, rows: range) -> Tensor:
         noise = torch.randn(explanation.shape, generator=generator(means.seed, "rnd", rows.start))
         return explanation + means.variance**0.5 * noise.to(explanation.device)
 
     return protect
 
 
+def ond(means: Means) -> Defence:
+    """Per image, the perturbation that hurts a frozen inverter most, of GNIME's distortion; not clipped.
+
+    Projected gradient ascent on the sphere of that distortion. The paper's table has an OND but no definition was
+    found; this one is ours.
+    """
+
+    def protect(explanation: Tensor, prediction: Tensor, image: Tensor, rows: range) -> Tensor:
+        radius = (means.variance * explanation[0].numel()) ** 0.5
+        start = torch.randn(explanation.shape, generator=generator(means.seed, "ond", rows.start))
+        noise = _on_sphere(start.to(explanation.device), radius)
+        for _ in range(OND_STEPS):
+            with torch.enable_grad():
+                noise.requires_grad_()
+                found = means.inverter(explanation + noise, prediction)
+                (ascent,) = torch.autograd.grad((found - image).square().sum(), noise)
+            noise = _on_sphere(noise.detach() + _on_sphere(ascent, radius / 2), radius)
+        return explanation + noise
+
+    return protect
+
+
+def _on_sphere(noise: Tensor, radius: float) -> Tensor:
+    norm = noise.flatten(1).norm(dim=1).clamp(min=1e-12)
+    return noise * (radius / norm).view(-1, 1, 1, 1)
+
+
 def gnime(means: Means) -> Defence:
     """The noise injector's explanation (paper, section 3)."""
-    return lambda explanation, prediction, rows: means.injector(explanation, prediction)
+    return lambda explanation, prediction, image, rows: means.injector(explanation, prediction)
 
 
-DEFENCES = {"none": none, "rnd": rnd, "gnime": gnime}
+def negative(means: Means) -> Defence:
+    """1 - e: distorts much and hides nothing. A sound evaluation finds all of the leak in it."""
+    return lambda explanation, prediction, image, rows: 1 - explanation
+
+
+def permuted(means: Means) -> Defence:
+    """The pixels in one fixed, secret order: nothing is lost, but a convolution no longer sees neighbours."""
+
+    def protect(explanation: Tensor, prediction: Tensor, image: Tensor, rows: range) -> Tensor:
+        pixels = explanation.flatten(2)
+        order = permutation(pixels.shape[2], means.seed, "pixels").to(pixels.device)
+        return pixels[:, :, order].view(explanation.shape)
+
+    return protect
+
+
+def class_mean(means: Means) -> Defence:
+    """The mean explanation of the predicted class: adds nothing to the prediction, so leaks no more than PredMI."""
+    return lambda explanation, prediction, image, rows: means.class_means[prediction.argmax(1)]
+
+
+DEFENCES = {"none": none, "rnd": rnd, "ond": ond, "gnime": gnime, "negative": negative, "permutation": permuted,
+            "class-mean": class_mean}

@@ -15,7 +15,7 @@ from .data import CHUNK, Splits, resident
 from .defences import DEFENCES, Means
 from .networks import Trained, inverter_spec, obtain
 from .runtime import Device
-from .settings import SETTINGS, Setting
+from .settings import Setting
 from .training import Task, fit, mean_squared_error, through
 
 SHOWN = 8  # test images in the pictures
@@ -63,6 +63,17 @@ def mean_distortion(attacker: Attacker, injector: nn.Module, device: Device) -> 
     return total / len(attacker.test)
 
 
+def class_means(explanations: np.ndarray | Tensor, logits: np.ndarray | Tensor, rows: range, device: Device) -> Tensor:
+    """(classes, K, S, S): mean explanation of these rows by predicted class; of all of them where a class has none."""
+    totals = torch.zeros(logits.shape[1], *explanations.shape[1:], device=device.torch)
+    counts = torch.zeros(logits.shape[1], device=device.torch)
+    for _, (explanation, prediction) in through([explanations, logits], rows, CHUNK, device):
+        totals.index_add_(0, prediction.argmax(1), explanation)
+        counts += torch.bincount(prediction.argmax(1), minlength=len(counts))
+    overall = totals.sum(0) / counts.sum()
+    return torch.where(counts.view(-1, 1, 1, 1) > 0, totals / counts.clamp(min=1).view(-1, 1, 1, 1), overall)
+
+
 def protect(setting: Setting, attacker: Attacker, means: Means, device: Device, folder: Path) -> np.ndarray | Tensor | None:
     """What the setting's attacker sees of the explanations of its half; None where they are withheld."""
     if setting.defence is None:
@@ -72,16 +83,17 @@ def protect(setting: Setting, attacker: Attacker, means: Means, device: Device, 
     defence = DEFENCES[setting.defence](means)
     clean = attacker.explanations
     seen = scratch(tuple(clean.shape), np.float32, folder)
-    for rows, (explanation, prediction) in through([clean, attacker.predictions], range(len(clean)), CHUNK, device):
+    sources = [clean, attacker.predictions, attacker.images]
+    for rows, (explanation, prediction, image) in through(sources, range(len(clean)), CHUNK, device):
         with torch.no_grad():
-            seen[rows.start : rows.stop] = defence(explanation, prediction, rows).float().cpu().numpy()
+            seen[rows.start : rows.stop] = defence(explanation, prediction, image, rows).float().cpu().numpy()
     return resident(seen, device.torch)
 
 
-def attack(setting: Setting, run: Run, attacker: Attacker, seen: np.ndarray | Tensor | None, identity: dict,
+def attack(name: str, kind: str, run: Run, attacker: Attacker, seen: np.ndarray | Tensor | None, identity: dict,
            path: Path, classes: int, device: Device) -> Trained:
-    """The setting's inverter, trained on the attacker's half (or found in `path`)."""
-    stage = run.stage(setting.name)
+    """An inverter of this kind (a name in `NETWORKS`) for the setting `name`: trained on the attacker's rows, or found."""
+    stage = run.stage(name)
     shape = tuple(attacker.explanations.shape[1:3])
     sources = [seen, attacker.predictions, attacker.images]
 
@@ -91,14 +103,14 @@ def attack(setting: Setting, run: Run, attacker: Attacker, seen: np.ndarray | Te
         return total / len(attacker.validation)
 
     def make(network: nn.Module, state: Path) -> dict:
-        task = Task(setting.name, network, stage, sources, attacker.train, mean_squared_error, validate, higher=False,
+        task = Task(name, network, stage, sources, attacker.train, mean_squared_error, validate, higher=False,
                     seed=run.seed, shuffle=not run.official)
         return fit(task, state, run.root, identity, device)
 
-    identity = identity | {"setting": setting.name, "seed": run.seed, "official": run.official,
+    identity = identity | {"setting": name, "seed": run.seed, "official": run.official,
                            "stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}
-    spec = inverter_spec(setting.inverter, run.target, shape, classes)
-    return obtain(path, run.root, spec, identity, stage, run.seed, device, setting.name, make)
+    spec = inverter_spec(kind, run.target, shape, classes)
+    return obtain(path, run.root, spec, identity, stage, run.seed, device, path.stem.removeprefix(f"{run.target.name}_"), make)
 
 
 def measure(inverter: nn.Module, attacker: Attacker, seen: np.ndarray | Tensor | None, victim: nn.Module,
@@ -151,7 +163,3 @@ def compare(outcomes: dict[str, Outcome]) -> list[str]:
                 warnings.append(f"{name}: its attacker does worse (MSE {mse[name]:.4f}) than one without explanations "
                                 f"({mse['predmi']:.4f}), which it could imitate: it has not converged; train it longer")
     return warnings
-
-
-def setting_of(name: str) -> Setting:
-    return SETTINGS[name]

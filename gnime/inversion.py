@@ -129,6 +129,23 @@ class ExpMI(nn.Module):
         return grown
 
 
+class DenseExpMI(ExpMI):
+    """ExpMI behind a dense layer from every pixel to every pixel, one for all channels.
+
+    A convolutional attacker fails on shuffled pixels for want of skill, not of information; this one can sort them.
+    Arguments as ExpMI's.
+    """
+
+    def __init__(self, explanation_channels: int, explanation_size: int, *rest: int, **named: int):
+        super().__init__(explanation_channels, explanation_size, *rest, **named)
+        self.front = nn.Linear(explanation_size**2, explanation_size**2)
+        initialise(self.front)
+
+    def forward(self, explanation: Tensor, prediction: Tensor) -> Tensor:
+        sorted_pixels = self.front(explanation.flatten(2)).view(explanation.shape)
+        return super().forward(sorted_pixels, prediction)
+
+
 def initialise(network: nn.Module) -> None:
     """Glorot-uniform weights, zero biases (METHOD)."""
     for layer in network.modules():

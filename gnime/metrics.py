@@ -43,7 +43,7 @@ def deepsim_of(squared: float, n: int) -> float:
 
 def residual_leakage(setting: float, predmi: float, expmi: float) -> float | None:
     """(setting - predmi) / (expmi - predmi): what of the explanation's leak is left. 1 undefended, 0 nothing; None: no leak."""
-    return (setting - predmi) / (expmi - predmi) if expmi != predmi else None
+    return (predmi - setting) / (predmi - expmi) if expmi != predmi else None
 
 
 def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 1000, level: float = 0.95) -> tuple[float, float]:

@@ -141,31 +141,32 @@ def evaluate(run: Run) -> None:
     explanations = load_explanations(run, paths, data, victim.network, victim.digest, device, make=False)
     injector = _found_injector(run, paths, data, victim, explanations, device)
     logits = predictions(victim.network, data, device, run)
-    attacker = evaluation.Attacker.of(data.splits, *(
-        resident(array, device.torch) for array in (data.images, data.labels, logits, explanations.rows)))
-    means = Means(run.seed)
-    if injector:
-        means.injector = injector.network
-        with exact():
-            means.variance = evaluation.mean_distortion(attacker, injector.network, device)
+    arrays = [resident(array, device.torch) for array in (data.images, data.labels, logits, explanations.rows)]
+    attacker = evaluation.Attacker.of(data.splits, *arrays)
+    identity = {"kind": "inverter", "target": run.target.name, "images": data.digest, "victim": victim.digest}
+    shown_to = identity | {"xai": run.xai, "explanations": explanations.digest}
+    means = _means(run, paths, device, data, arrays, attacker, injector, shown_to)
 
     outcomes, networks = {}, {"victim": victim.summary(), "evaluation": judge.summary()}
     if injector:
         networks["injector"] = injector.summary()
     for name in run.settings:
         setting = SETTINGS[name]
-        identity = {"kind": "inverter", "target": run.target.name, "images": data.digest, "victim": victim.digest}
-        if setting.defence is not None:
-            identity |= {"xai": run.xai, "explanations": explanations.digest}
+        made_by = identity if setting.defence is None else shown_to
         if setting.injector:
-            identity |= {"injector": injector.digest}
+            made_by = made_by | {"injector": injector.digest}
         with exact():
             seen = evaluation.protect(setting, attacker, means, device, run.root / "aux")
-        inverter = evaluation.attack(setting, run, attacker, seen, identity, paths.inverter(name), len(data.classes), device)
+        tried = {kind: evaluation.attack(name, kind, run, attacker, seen, made_by, paths.inverter(name, kind),
+                                         len(data.classes), device) for kind in setting.inverters}
         with exact():
-            outcomes[name] = evaluation.measure(inverter.network, attacker, seen, victim.network, judge.network, device)
-        outcomes[name].history = inverter.report.get("history", [])
-        networks[name] = inverter.summary()
+            found = {kind: evaluation.measure(inverter.network, attacker, seen, victim.network, judge.network, device)
+                     for kind, inverter in tried.items()}
+        best = min(tried, key=lambda kind: tried[kind].report.get("score", found[kind].numbers["mse"]))  # noqa: B023
+        outcomes[name], networks[name] = found[best], tried[best].summary()
+        outcomes[name].history = tried[best].report.get("history", [])
+        if len(tried) > 1:
+            outcomes[name].numbers["attackers"] = {kind: outcome.numbers["mse"] for kind, outcome in found.items()}
     warnings = evaluation.compare(outcomes)
     if device.rank == 0:
         with alone(paths.figures / "results.json"):
@@ -176,6 +177,28 @@ def evaluate(run: Run) -> None:
             warn(warning)
         say(f"done in {seconds_since(began)}; table and pictures: {paths.figures}")
     device.barrier()
+
+
+def _means(run: Run, paths: Paths, device: Device, data: Data, arrays: list, attacker: evaluation.Attacker,
+           injector: Trained | None, identity: dict) -> Means:
+    """What the run's settings build their defences from."""
+    images, _, logits, explanations = arrays
+    wanted = {SETTINGS[name].defence for name in run.settings}
+    means = Means(run.seed)
+    if injector:
+        means.injector = injector.network
+        with exact():
+            means.variance = evaluation.mean_distortion(attacker, injector.network, device)
+    if "class-mean" in wanted:
+        means.class_means = evaluation.class_means(explanations, logits, data.splits.defender, device)
+    if "ond" in wanted:
+        half = data.splits.defender
+        cut = half.stop - max(1, len(half) // 10)
+        defender = evaluation.Attacker(images, arrays[1], logits, explanations, half[: cut], half[cut:], half[:0])
+        path = paths.injector_folder / "ond.pt"
+        means.inverter = evaluation.attack("ond", "expmi", run, defender, explanations, identity | {"half": "defender"},
+                                           path, len(data.classes), device).network
+    return means
 
 
 def _found_injector(run: Run, paths: Paths, data: Data, victim: Trained, explanations, device: Device) -> Trained | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import signal
@@ -128,20 +129,37 @@ def seconds_since(began: float) -> str:
     return f"{time.monotonic() - began:.1f} s"
 
 
+_deadline = math.inf
+
+
+def stop_after(seconds: float) -> None:
+    """From so many seconds on, training stops as if Ctrl-C were pressed: saved, and resumable."""
+    global _deadline
+    _deadline = time.monotonic() + seconds
+
+
+def time_is_up() -> bool:
+    return time.monotonic() > _deadline
+
+
 class Interrupt:
     """Turns Ctrl-C into a wish that training looks at where it can save; a second Ctrl-C stops at once."""
 
+    @property
+    def asked(self) -> bool:
+        return self._pressed or time_is_up()
+
     def __enter__(self):
-        self.asked = False
+        self._pressed = False
         self._usable = threading.current_thread() is threading.main_thread()
         if self._usable:
             self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
     def _note(self, number, frame):
-        if self.asked:
+        if self._pressed:
             raise KeyboardInterrupt
-        self.asked = True
+        self._pressed = True
         warn("stopping: the work is saved at the end of this epoch; press Ctrl-C again to stop at once")
 
     def __exit__(self, *error):

@@ -9,24 +9,30 @@ class Setting:
 
     Attributes:
         defence: name in `defences.DEFENCES`, or None where the explanation is withheld.
-        inverter: name in `networks.INVERTERS`.
-        injector: whether the noise injector must have been trained.
+        inverters: kinds of attacker that are tried (names in `networks.NETWORKS`); the one with the better validation
+            error counts.
+        injector: whether the noise injector must have been trained: it protects, or its distortion is matched.
     """
 
     name: str
     title: str
     defence: str | None
-    inverter: str = "expmi"
+    inverters: tuple[str, ...] = ("expmi",)
     injector: bool = False
 
 
 SETTINGS = {
     setting.name: setting
     for setting in (
-        Setting("predmi", "prediction only", None, inverter="predmi"),
+        Setting("predmi", "prediction only", None, inverters=("predmi",)),
         Setting("expmi", "undefended", "none"),
         Setting("rnd", "Gaussian noise", "rnd", injector=True),
+        Setting("ond", "adversarial noise (ours)", "ond", injector=True),
         Setting("gnime", "GNIME", "gnime", injector=True),
+        # controls: two fake defences that hide nothing, and the least that an explanation can say
+        Setting("negative", "control: 1 - e", "negative"),
+        Setting("permutation", "control: secret pixel permutation", "permutation", inverters=("expmi", "dense")),
+        Setting("class-mean", "control: mean explanation of the predicted class", "class-mean"),
     )
 }
 DEFAULT_SETTINGS = ("predmi", "expmi", "rnd", "gnime")
