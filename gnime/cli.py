@@ -58,7 +58,7 @@ def _target_name(text: str) -> str:
 def _width(text: str) -> int:
     value = _at_least(64)(text)
     if value % 64 or value > 65536:
-        raise argparse.ArgumentTypeError(f"{value}: the widths at each side are fractions of it; give a multiple of 64, at most 65536")
+        raise argparse.ArgumentTypeError(f"{value}: networks use fractions of it; give a multiple of 64, at most 65536")
     return value
 
 

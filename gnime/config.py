@@ -51,16 +51,16 @@ _CLASSIFIER = Stage(epochs=100, batch_size=256, betas=(0.5, 0.999))
 _INVERTER = Stage(epochs=300, batch_size=128)
 _INJECTOR = Stage(epochs=500, batch_size=1024)
 
-_SMALL = dict(size=32, convs=(128, 256), hidden=512, dropout=0.0, features="pool",
-              classifier=_CLASSIFIER, inverter=_INVERTER, injector=_INJECTOR, weight=100.0)
-_FACES = dict(channels=3, size=128, convs=(128, 256, 512), hidden=512, dropout=0.5, features="hidden",
-              classifier=replace(_CLASSIFIER, batch_size=128), inverter=_INVERTER,
-              injector=replace(_INJECTOR, batch_size=128), weight=500.0, gradcam_pool=64)
+_MNIST = Target("mnist", source="mnist", channels=1, size=32, convs=(128, 256), hidden=512, dropout=0.0, features="pool",
+                classifier=_CLASSIFIER, inverter=_INVERTER, injector=_INJECTOR, weight=100.0)
+_CELEBA = Target("celeba", folder="celeba_cropped_1000", channels=3, size=128, convs=(128, 256, 512), hidden=512,
+                 dropout=0.5, features="hidden", classifier=replace(_CLASSIFIER, batch_size=128), inverter=_INVERTER,
+                 injector=replace(_INJECTOR, batch_size=128), weight=500.0, gradcam_pool=64)
 
 TARGETS = {
-    "mnist": Target("mnist", channels=1, source="mnist", **_SMALL),
-    "cifar10": Target("cifar10", channels=3, source="cifar10", folder="cifar10", **_SMALL),
-    "celeba": Target("celeba", folder="celeba_cropped_1000", **_FACES),
+    "mnist": _MNIST,
+    "cifar10": replace(_MNIST, name="cifar10", source="cifar10", folder="cifar10", channels=3),
+    "celeba": _CELEBA,
     # scikit-learn's handwritten digits, 8x8: the embedded demonstration, minutes on two cores [G]
     "digits": Target("digits", channels=1, source="digits", size=16, convs=(32, 64), hidden=128, dropout=0.0,
                      features="pool", classifier=Stage(epochs=30, batch_size=32, lr=1e-3, betas=(0.5, 0.999)),
@@ -73,7 +73,7 @@ IMAGE_SIZES = (16, 32, 64, 128, 256)  # the networks halve and double: powers of
 
 def target(name: str, image_size: int | None = None) -> Target:
     """The record of `name`; any other name is a folder of class folders, treated as the paper treats faces."""
-    found = TARGETS.get(name) or Target(name, folder=name, **_FACES)
+    found = TARGETS.get(name) or replace(_CELEBA, name=name, folder=name)
     return replace(found, size=image_size) if image_size else found
 
 

@@ -89,10 +89,12 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
         raise GnimeError(f"{images.path}: shape {images.rows.shape}, this run needs "
                          f"(n, {target.channels}, {target.size}, {target.size}); move it away or choose another --root")
     if labels.rows.shape != (n,) or labels.rows.dtype.kind not in "ui":
-        raise GnimeError(f"{labels.path}: {labels.rows.dtype} {labels.rows.shape}, {images.path.name} needs integers ({n},); remove both")
+        raise GnimeError(f"{labels.path}: {labels.rows.dtype} {labels.rows.shape}, {images.path.name} needs integers "
+                         f"({n},); remove both")
     if n < MINIMUM:
         raise GnimeError(f"{images.path}: {n} images; splits need at least {MINIMUM}")
-    if images.rows.dtype != np.uint8 and not (images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1):
+    numbers = images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1
+    if images.rows.dtype != np.uint8 and not numbers:
         raise GnimeError(f"{images.path}: {images.rows.dtype} outside [0, 1]; images are uint8 or numbers in [0, 1]")
     for array in (images, labels):
         if array.record is None:
@@ -105,7 +107,8 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
             raise GnimeError(f"{array.path}: made with {flag}, this run asks for {wanted} images; pass {flag}, "
                              f"or move it away, or choose another --root")
     if labels.record is not None and labels.record["images"] != images.digest:
-        raise GnimeError(f"{labels.path}: the labels of other images than {images.path.name}; remove both and run prepare.py again")
+        raise GnimeError(f"{labels.path}: the labels of other images than {images.path.name}; remove both and run "
+                         f"prepare.py again")
 
 
 def _make(run: Run, paths: Paths) -> None:

@@ -56,7 +56,7 @@ class Outcome:
 def mean_distortion(attacker: Attacker, injector: nn.Module, device: Device) -> float:
     """mean((e' - e)^2) of GNIME over the test set: the variance of RND's noise."""
     total = 0.0
-    for rows, (clean, prediction) in through([attacker.explanations, attacker.predictions], attacker.test, CHUNK, device):
+    for _, (clean, prediction) in through([attacker.explanations, attacker.predictions], attacker.test, CHUNK, device):
         with torch.no_grad():
             squared = (injector(clean, prediction) - clean).square().flatten(1).mean(1)
         total += squared.double().sum().item()

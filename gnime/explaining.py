@@ -67,7 +67,8 @@ def load_explanations(run: Run, paths: Paths, data: Data, victim: nn.Module, vic
     function, _ = explainer(run)
     shape = (len(data.images), *function(victim, torch.zeros(1, *data.images.shape[1:], device=device.torch)).shape[1:])
     if loaded.rows.shape != shape or loaded.rows.dtype.kind != "f":
-        raise GnimeError(f"{path}: {loaded.rows.dtype} {loaded.rows.shape}, this run needs float32 {shape}; remove it or choose another --root")
+        raise GnimeError(f"{path}: {loaded.rows.dtype} {loaded.rows.shape}, this run needs float32 {shape}; "
+                         f"remove it or choose another --root")
     if loaded.record is None:
         warn(f"{path} does not say what made it; it is used as it is")
         _check_foreign(loaded)

@@ -1,4 +1,4 @@
-"""PredMI and ExpMI: the networks that invert predictions and explanations (Zhao et al., ICCV 2021; METHOD "Inversion networks").
+"""PredMI and ExpMI: the networks that invert predictions and explanations (Zhao et al., ICCV 2021).
 
 Both grow an image from one pixel by "nearest x2, convolution 3x3". That pair is computed here as the transposed
 convolution it is equal to: on an upsampled map, taps of the kernel that fall on the same pixel below can be added

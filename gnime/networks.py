@@ -27,7 +27,8 @@ def classifier_spec(target: Target, classes: int) -> dict:
 def inverter_spec(kind: str, target: Target, explanation: tuple[int, int], classes: int) -> dict:
     """explanation: channels and side. PredMI sees none."""
     sees = {} if kind == "predmi" else {"explanation_channels": explanation[0], "explanation_size": explanation[1]}
-    return {"network": kind, **sees, "classes": classes, "channels": target.channels, "size": target.size, "width": target.width}
+    return {"network": kind, **sees, "classes": classes, "channels": target.channels, "size": target.size,
+            "width": target.width}
 
 
 def injector_spec(target: Target, explanation: tuple[int, int], classes: int, mean: float, std: float) -> dict:

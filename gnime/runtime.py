@@ -85,7 +85,8 @@ class Device:
             dist.barrier()
 
     def describe(self) -> str:
-        name = torch.cuda.get_device_name(self.torch) if self.torch.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        cuda = self.torch.type == "cuda"
+        name = torch.cuda.get_device_name(self.torch) if cuda else f"CPU, {torch.get_num_threads()} threads"
         return f"{name}, {self.precision}" + (f", {self.world} processes" if self.world > 1 else "")
 
 

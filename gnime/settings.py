@@ -1,4 +1,4 @@
-"""The settings that are evaluated side by side, as data. Imports nothing heavy: the command line takes its choices from here."""
+"""The settings that are evaluated side by side, as data. Imports nothing heavy: the command line takes its choices here."""
 
 from dataclasses import dataclass
 

@@ -284,7 +284,8 @@ def _round(game: Game, run: Resumable, parts: Sequence[Tensor], epoch: int, devi
     return (total / len(parts)).tolist()
 
 
-def through(sources: Sequence[np.ndarray | Tensor | None], rows: range, size: int, device: Device) -> Iterator[tuple[range, list]]:
+def through(sources: Sequence[np.ndarray | Tensor | None], rows: range, size: int,
+            device: Device) -> Iterator[tuple[range, list]]:
     """All `rows` in order, in batches of `size` on the device."""
     cut = slices(rows, size)
     yield from zip(cut, batches(sources, cut, device.torch), strict=True)

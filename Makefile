@@ -1,0 +1,33 @@
+# Everything on a fresh machine: `make demo`, `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := .demo
+
+.PHONY: demo test lint stress clean
+
+.venv/ready: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/ready-tests: .venv/ready requirements-tests.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-tests.txt
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/python prepare.py --target digits --xai lrp --gpu 0 --root $(DEMO)
+	$(BIN)/python train.py --target digits --xai lrp --gpu 0 --root $(DEMO)
+	$(BIN)/python eval.py --target digits --xai lrp --gpu 0 --root $(DEMO)
+	@echo "pictures: $(CURDIR)/$(DEMO)/figures/digits_lrp"
+
+test: .venv/ready-tests
+	$(BIN)/python -m pytest -q
+
+lint: .venv/ready-tests
+	$(BIN)/ruff check .
+
+stress: .venv/ready-tests
+	$(BIN)/python -m stress
+
+clean:
+	rm -rf .venv $(DEMO)
