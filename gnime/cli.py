@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .config import IMAGE_SIZES, TARGETS, Run, target
-from .errors import GnimeError, UsageError
+from .errors import GnimeError
 from .explainers import EXPLAINERS
 from .settings import DEFAULT_SETTINGS, SETTINGS
 
@@ -117,29 +117,30 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
 def main(script: str, arguments: list[str] | None = None) -> int:
     """Runs a script and returns its exit code: 0, 1 for what the user must mend outside, 2 for bad usage."""
     run = resolve(script, arguments)
-    try:
+
+    def work() -> None:
         from . import pipeline  # heavy: only once the command line is known to be good
 
         {"prepare": pipeline.prepare, "train": pipeline.train, "eval": pipeline.evaluate}[script](run)
+
+    return guarded(f"{script}.py", work)
+
+
+def guarded(name: str, work: Callable[[], int | None]) -> int:
+    """The exit code of `work`; what a user can mend becomes one line, anything else stays a traceback."""
+    try:
+        return work() or 0
     except GnimeError as error:
-        print(f"{script}.py: error: {error}", file=sys.stderr)
-        return error.exit_code
+        code, line = error.exit_code, str(error)
     except KeyboardInterrupt:
-        print(f"{script}.py: stopped; the same command goes on from what is saved", file=sys.stderr)
-        return 130
+        code, line = 130, "stopped; the same command goes on from what is saved"
     except MemoryError:
-        print(f"{script}.py: error: out of memory; give a smaller --batch-size or --width", file=sys.stderr)
-        return 1
+        code, line = 1, "out of memory; give a smaller --batch-size or --width"
     except OSError as error:
-        print(f"{script}.py: error: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
-        return 1
+        code, line = 1, f"{error.filename or 'file system'}: {error.strerror or error}"
     except RuntimeError as error:
         if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
-        print(f"{script}.py: error: the device is out of memory; give a smaller --batch-size or --width, or --precision bf16",
-              file=sys.stderr)
-        return 1
-    return 0
-
-
-__all__ = ["UsageError", "main", "parser", "resolve"]
+        code, line = 1, "the device is out of memory; give a smaller --batch-size or --width, or --precision bf16"
+    print(f"{name}: error: {line}", file=sys.stderr)
+    return code
