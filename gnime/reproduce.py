@@ -15,6 +15,7 @@ from .cli import guarded
 from .config import Run, Stage, Target, target
 from .errors import GnimeError, Stopped
 from .explainers import EXPLAINERS
+from .settings import SETTINGS
 
 RESULTS = Path("results")
 PAPER_SETTINGS = ("predmi", "expmi", "rnd", "gnime", "ond")
@@ -37,7 +38,7 @@ class Reduced:
                        injector=self.injector, inverter=self.inverter)
 
 
-_CLASSIFIER = Stage(epochs=10, batch_size=64, lr=1e-3, betas=(0.5, 0.999))
+_CLASSIFIER = Stage(epochs=6, batch_size=64, lr=1e-3, betas=(0.5, 0.999))
 _INVERTER = Stage(epochs=100, batch_size=64, lr=1e-3)
 REDUCED = {
     "mnist": Reduced(3000, _CLASSIFIER, Stage(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
@@ -53,7 +54,7 @@ def cell_run(script: str, options: argparse.Namespace, name: str, xai: str, seed
     if options.preset == "reduced" and reduced is None and name != "digits":
         raise GnimeError(f"--targets {name}: no reduced configuration; there is one for digits, {', '.join(REDUCED)}")
     root = options.root / f"{options.preset}{'_official' if options.official else ''}_seed{seed}"
-    settings = PAPER_SETTINGS + (CONTROLS if options.controls else ())
+    settings = tuple(dict.fromkeys([*options.settings, *(CONTROLS if options.controls else ())]))
     return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed,
                reduced.limit if reduced else None, options.official, options.gpu, options.precision,
                settings=settings if script == "eval" else ())
@@ -79,7 +80,7 @@ def run_cell(options: argparse.Namespace, name: str, xai: str, seed: int) -> Non
     measured = json.loads((Paths(run).figures / "results.json").read_text())
     for place in ("root", "datasets", "gpu"):  # of this machine, not of the result
         del measured["configuration"][place]
-    flags = ["--controls"] * options.controls + ["--official"] * options.official
+    flags = ["--settings", *measured["settings"]] + ["--official"] * options.official
     measured["command"] = " ".join(["python -m gnime.reproduce --preset", options.preset, "--targets", name, "--xai", xai,
                                     "--seeds", str(seed), *flags])
     write_text(result_path(options, name, xai, seed), json.dumps(measured, indent=1) + "\n")
@@ -116,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--targets", nargs="+", default=["mnist", "cifar10"], help="targets")
     made.add_argument("--xai", nargs="+", choices=EXPLAINERS, default=list(EXPLAINERS), help="explainers")
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run each, all networks reseeded")
+    made.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(PAPER_SETTINGS), help="settings")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
     made.add_argument("--official", action="store_true", help="repeat the authors' release where it differs")
     made.add_argument("--budget", type=float, help="seconds after which to stop where the work can be resumed")
