@@ -150,5 +150,7 @@ class Run:
         plain["target"] = self.target.name
         plain["root"], plain["datasets"] = str(self.root), str(self.datasets)
         plain |= {"image": [self.target.channels, self.target.size, self.target.size],
-                  "width": self.target.width, "weight": self.target.weight}
+                  "width": self.target.width, "weight": self.target.weight,
+                  "stages": {name: asdict(self.stage("expmi" if name == "inverter" else name))
+                             for name in ("classifier", "injector", "inverter")}}
         return plain
