@@ -54,7 +54,8 @@ def _group(runs: list[dict]) -> dict[tuple, list[dict]]:
 
 
 def _values(runs: list[dict], setting: str, metric: str) -> list[float]:
-    return [run["settings"][setting][metric] for run in runs if setting in run["settings"]]
+    values = [run["settings"][setting].get(metric) for run in runs if setting in run["settings"]]
+    return [value for value in values if value is not None]
 
 
 def paper_tables(runs: list[dict]) -> list[str]:
@@ -77,7 +78,8 @@ def paper_tables(runs: list[dict]) -> list[str]:
                     for metric in METRICS:
                         row += _cell(paper, measured.get((name, xai, official), []), name, xai, setting, metric)
                     rows.append(row)
-            head = ["explainer", "setting"] + [f"{TITLES[m]}{what}" for m in METRICS for what in (" paper", " ours", " diff/std")]
+            head = ["explainer", "setting"]
+            head += [f"{TITLES[metric]} {what}" for metric in METRICS for what in ("paper", "ours", "diff/std")]
             lines += [f"### {name}, {mode}", "", *_table(head, rows)]
     return lines
 
@@ -103,53 +105,45 @@ def reduced_tables(runs: list[dict]) -> list[str]:
         settings = [setting for setting in SETTINGS if setting in first["settings"]]
         rows = []
         for setting in settings:
-            row = [setting] + [_spread(_values(group, setting, metric), 2 if metric == "psnr" else 4) if any(
-                v is not None for v in _known(group, setting, metric)) else "-" for metric in REDUCED_METRICS]
-            rows.append(row)
+            rows.append([setting] + [_spread(_values(group, setting, metric), 2 if metric == "psnr" else 4)
+                                     for metric in REDUCED_METRICS])
         lines += _table(["setting", *(TITLES[m] for m in REDUCED_METRICS)], rows)
         lines += [*_observations(group), ""]
     return lines
 
 
-def _known(runs: list[dict], setting: str, metric: str) -> list[float | None]:
-    return [run["settings"].get(setting, {}).get(metric) for run in runs]
-
-
 def _configuration(run: dict) -> str:
-    configuration, n, stage = run["configuration"], run["n"], "{batch} images a step"
-    inverter, injector = configuration["stages"]["inverter"], configuration["stages"]["injector"]
-    hardware = run["hardware"]
-    return (f"{n['images']} images of {'x'.join(map(str, configuration['image']))} (attackers train on {n['train']}, test on "
-            f"{n['test']}), width {configuration['width']}, a = {configuration['weight']:g}; injector {injector['epochs']} epochs of "
-            f"{stage.format(batch=injector['batch_size'])}, inverters at most {inverter['epochs']} of "
-            f"{stage.format(batch=inverter['batch_size'])}, Adam {inverter['lr']:g}. {hardware['cpu']}, {hardware['device']}; "
-            f"torch {run['versions']['torch']}. `{run['command'].rsplit(' --seeds', 1)[0]}`")
+    configuration, n, hardware = run["configuration"], run["n"], run["hardware"]
+    stages = "; ".join(f"{name}: at most {stage['epochs']} epochs, batch {stage['batch_size']}, Adam {stage['lr']:g}"
+                       for name, stage in configuration["stages"].items())
+    shape = "x".join(map(str, configuration["image"]))
+    command = run["command"].replace(f" --seeds {run['seed']}", "")
+    return (f"{n['images']} images of {shape}; attackers train on {n['train']} and are tested on {n['test']}. Width "
+            f"{configuration['width']}, a = {configuration['weight']:g}. {stages}. {hardware['cpu']}, {hardware['device']}, "
+            f"torch {run['versions']['torch']}, commit {run['commit']}. `{command} --seeds ...`")
 
 
 def _observations(group: list[dict]) -> list[str]:
     """In how many runs the comparisons that matter came out as they should."""
-    def mse(run: dict, setting: str) -> float:
-        return run["settings"][setting]["mse"]
-
     n, lines = len(group), []
+    runs = [run["settings"] for run in group]
     have = set.intersection(*(set(run["settings"]) for run in group))
     if {"expmi", "rnd", "gnime"} <= have:
-        held = sum(mse(r, "expmi") < mse(r, "rnd") < mse(r, "gnime") for r in group)
+        held = sum(r["expmi"]["mse"] < r["rnd"]["mse"] < r["gnime"]["mse"] for r in runs)
         lines.append(f"- MSE expmi < rnd < gnime: {held} of {n} runs.")
         for metric in ("ssim", "tca"):
-            held = sum(r["settings"]["expmi"][metric] > r["settings"]["rnd"][metric] > r["settings"]["gnime"][metric] for r in group)
+            held = sum(r["expmi"][metric] > r["rnd"][metric] > r["gnime"][metric] for r in runs)
             lines.append(f"- {TITLES[metric]} expmi > rnd > gnime: {held} of {n} runs.")
     if {"negative", "expmi"} <= have:
-        leaks = [r["settings"]["negative"]["residual_leakage"] for r in group]
-        lines.append(f"- Control 1 - e: residual leakage {_spread(leaks, 3)} (undefended: 1 by definition); MSE "
-                     f"{_spread(_values(group, 'negative', 'mse'))} against {_spread(_values(group, 'expmi', 'mse'))} undefended.")
+        leak = _spread([r["negative"]["residual_leakage"] for r in runs], 3)
+        lines.append(f"- Control 1 - e: residual leakage {leak} (undefended: 1 by definition).")
     if "permutation" in have:
-        attackers = {kind: _spread([r["settings"]["permutation"]["attackers"][kind] for r in group]) for kind in ("expmi", "dense")}
-        leak = _spread([r["settings"]["permutation"]["residual_leakage"] for r in group], 3)
-        lines.append(f"- Control pixel permutation: MSE {attackers['expmi']} for the convolutional attacker, {attackers['dense']} "
-                     f"with a dense front end; the better one recovers {leak} of the leak.")
+        plain, dense = (_spread([r["permutation"]["attackers"][kind] for r in runs]) for kind in ("expmi", "dense"))
+        leak = _spread([r["permutation"]["residual_leakage"] for r in runs], 3)
+        lines.append(f"- Control pixel permutation: MSE {plain} for the convolutional attacker, {dense} with a dense front "
+                     f"end; the better one recovers {leak} of the leak.")
     if {"class-mean", "predmi"} <= have:
-        ratio = [mse(r, "class-mean") / mse(r, "predmi") for r in group]
+        ratio = [r["class-mean"]["mse"] / r["predmi"]["mse"] for r in runs]
         lines.append(f"- Control class mean: MSE {_spread(ratio, 3)} times PredMI's.")
     warned = sum(bool(run["warnings"]) for run in group)
     lines.append(f"- Runs with a warning that an attacker has not converged: {warned} of {n}.")
@@ -184,7 +178,8 @@ def write_docs(results: Path) -> int:
 def check_docs(results: Path) -> int:
     """0 where docs/results.md is what the results say, else 1 with the difference."""
     committed = DOCS.read_text(encoding="utf-8") if DOCS.exists() else ""
-    difference = list(difflib.unified_diff(committed.splitlines(), document(results).splitlines(), str(DOCS), "results", lineterm=""))
+    measured = document(results).splitlines()
+    difference = list(difflib.unified_diff(committed.splitlines(), measured, str(DOCS), str(results), lineterm=""))
     for line in difference[:20]:
         print(line)
     if difference:
