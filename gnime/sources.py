@@ -107,7 +107,8 @@ def _folders(run: Run, folders: list[Path]) -> Source:
             for path in classes:
                 inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
                 if not inside:
-                    raise GnimeError(f"{path}: a class folder without images ({', '.join(sorted(SUFFIXES))}); fill or remove it")
+                    raise GnimeError(f"{path}: a class folder without images ({', '.join(sorted(SUFFIXES))}); "
+                                     f"fill or remove it")
                 files += inside
                 names += [path.name] * len(inside)
         except OSError as error:

@@ -155,8 +155,8 @@ def document(results: Path) -> str:
     found = read_results(results)
     lines = [
         "# Results", "",
-        "Written by `python -m gnime.reproduce --docs` from the files in `results/`, one per run. Mean ± standard deviation over",
-        "seeds (victim, evaluation classifier, injector and attackers all reseeded). \"Not measured\" means that no run exists.", "",
+        "Written by `python -m gnime.reproduce --docs` from the files in `results/`, one per run. Mean ± standard deviation",
+        "over seeds (victim, evaluation classifier, injector and attackers all reseeded). \"Not measured\": no run exists.", "",
         "## The paper's table", "",
         "Paper: Table 1 of Jeong et al., NeurIPS 2022, mean ± standard deviation of five runs. diff/std: ours minus the",
         "paper's, in the paper's standard deviations. Only runs at the paper's sizes and epochs appear here.", "",
