@@ -42,8 +42,11 @@ def deepsim_of(squared: float, n: int) -> float:
 
 
 def residual_leakage(setting: float, predmi: float, expmi: float) -> float | None:
-    """(setting - predmi) / (expmi - predmi): what of the explanation's leak is left. 1 undefended, 0 nothing; None: no leak."""
-    return (predmi - setting) / (predmi - expmi) if expmi != predmi else None
+    """(setting - predmi) / (expmi - predmi), in MSE: what of the explanation's leak is left, 1 undefended, 0 nothing.
+
+    None where the undefended attacker is no better than PredMI: then no leak was found that could be left.
+    """
+    return (predmi - setting) / (predmi - expmi) if expmi < predmi else None
 
 
 def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 1000, level: float = 0.95) -> tuple[float, float]:

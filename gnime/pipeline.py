@@ -16,7 +16,7 @@ from .errors import GnimeError
 from .explaining import load_explanations, moments, predictions
 from .networks import Trained, build, classifier_spec, injector_spec, inverter_spec, obtain
 from .runtime import Device, exact, say, seconds_since, warn
-from .settings import SETTINGS
+from .settings import SETTINGS, Setting
 from .training import Game, Task, cross_entropy, fit, play, through
 
 
@@ -146,28 +146,20 @@ def evaluate(run: Run) -> None:
     shown_to = identity | {"xai": run.xai, "explanations": explanations.digest}
     means = _means(run, paths, device, data, arrays, attacker, injector, shown_to)
 
-    outcomes, networks = {}, {"victim": victim.summary(), "evaluation": judge.summary()}
-    if injector:
-        networks["injector"] = injector.summary()
-    for name in run.settings:
-        setting = SETTINGS[name]
-        made_by = identity if setting.defence is None else shown_to
-        if setting.injector:
-            made_by = made_by | {"injector": injector.digest}
-        with exact():
-            seen = evaluation.protect(setting, attacker, means, device, run.root / "aux")
-        tried = {kind: evaluation.attack(name, kind, run, attacker, seen, made_by, paths.inverter(name, kind),
-                                         len(data.classes), device) for kind in setting.inverters}
-        with exact():
-            found = {kind: evaluation.measure(inverter.network, attacker, seen, victim.network, judge.network, device)
-                     for kind, inverter in tried.items()}
-        best = min(tried, key=lambda kind: tried[kind].report.get("score", found[kind].numbers["mse"]))  # noqa: B023
-        outcomes[name], networks[name] = found[best], tried[best].summary()
-        outcomes[name].history = tried[best].report.get("history", [])
-        if len(tried) > 1:
-            outcomes[name].numbers["attackers"] = {kind: outcome.numbers["mse"] for kind, outcome in found.items()}
-    warnings = evaluation.compare(outcomes)
+    def of(name: str, on: Device) -> tuple[evaluation.Outcome, dict]:
+        return _setting(SETTINGS[name], run, paths, attacker, means, (victim, judge, injector), identity, shown_to, data, on)
+
+    if device.world > 1:  # each process trains the attackers of its settings; the first then finds them all made
+        for name in run.settings[device.rank :: device.world]:
+            of(name, device.solo())
+        device.barrier()
     if device.rank == 0:
+        networks = {"victim": victim.summary(), "evaluation": judge.summary()}
+        networks |= {"injector": injector.summary()} if injector else {}
+        outcomes = {}
+        for name in run.settings:
+            outcomes[name], networks[name] = of(name, device.solo())
+        warnings = evaluation.compare(outcomes)
         with alone(paths.figures / "results.json"):
             report.write(run, paths, device, data, outcomes, networks, warnings, seconds_since(began))
             _pictures(run, paths, attacker, outcomes, injector, device)
@@ -176,6 +168,29 @@ def evaluate(run: Run) -> None:
             warn(warning)
         say(f"done in {seconds_since(began)}; table and pictures: {paths.figures}")
     device.barrier()
+
+
+def _setting(setting: Setting, run: Run, paths: Paths, attacker: evaluation.Attacker, means: Means, networks: tuple,
+             identity: dict, shown_to: dict, data: Data, device: Device) -> tuple[evaluation.Outcome, dict]:
+    """The setting's best attacker: what it recovered, and what it is."""
+    victim, judge, injector = networks
+    made_by = identity if setting.defence is None else shown_to
+    if setting.injector:
+        made_by = made_by | {"injector": injector.digest}
+    with exact():
+        seen = evaluation.protect(setting, attacker, means, device, run.root / "aux")
+    tried, found = {}, {}
+    for kind in setting.inverters:
+        path = paths.inverter(setting.name, kind)
+        tried[kind] = evaluation.attack(setting.name, kind, run, attacker, seen, made_by, path, len(data.classes), device)
+        with exact():
+            found[kind] = evaluation.measure(tried[kind].network, attacker, seen, victim.network, judge.network, device)
+    best = min(tried, key=lambda kind: tried[kind].report.get("score", found[kind].numbers["mse"]))
+    outcome = found[best]
+    outcome.history = tried[best].report.get("history", [])
+    if len(tried) > 1:
+        outcome.numbers["attackers"] = {kind: other.numbers["mse"] for kind, other in found.items()}
+    return outcome, tried[best].summary()
 
 
 def _means(run: Run, paths: Paths, device: Device, data: Data, arrays: list, attacker: evaluation.Attacker,

@@ -1,6 +1,7 @@
 """Seeds, the device and its precision, several processes, and the record of what made a result."""
 
 import contextlib
+import copy
 import hashlib
 import math
 import os
@@ -79,6 +80,12 @@ class Device:
         if self.precision == "bf16":
             return torch.autocast(self.torch.type, torch.bfloat16)
         return contextlib.nullcontext()
+
+    def solo(self) -> "Device":
+        """This device for work that a process does by itself."""
+        alone = copy.copy(self)
+        alone.rank, alone.world = 0, 1
+        return alone
 
     def barrier(self) -> None:
         if self.world > 1:
