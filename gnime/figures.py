@@ -11,7 +11,8 @@ from .artifacts import writing
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend comes first: there may be no screen
 
-COLOURS = {"predmi": "#7f7f7f", "expmi": "#d62728", "rnd": "#ff7f0e", "ond": "#9467bd", "gnime": "#1f77b4"}
+COLOURS = {"predmi": "#7f7f7f", "expmi": "#d62728", "rnd": "#ff7f0e", "ond": "#9467bd", "gnime": "#1f77b4",
+           "negative": "#8c564b", "permutation": "#e377c2", "class-mean": "#17becf"}
 
 
 def _save(figure, path: Path) -> None:
@@ -63,18 +64,20 @@ def injector_progress(path: Path, image: Tensor, explanation: Tensor, protected:
 
 def metric_bars(path: Path, outcomes: dict) -> None:
     """A panel per metric, a bar per setting."""
-    panels = {"mse": "MSE (higher: safer)", "ssim": "SSIM (lower: safer)", "accuracy": "reclassification accuracy",
-              "tca": "TCA", "deepsim": "DeePSiM", "distortion": "explanation distortion"}
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5.2))
+    panels = {"mse": "MSE, 95 % interval (higher: safer)", "ssim": "SSIM (lower: safer)",
+              "accuracy": "reclassification accuracy", "tca": "TCA", "deepsim": "DeePSiM", "distortion": "explanation distortion"}
     names = list(outcomes)
+    figure, axes = plt.subplots(2, 3, figsize=(max(9.0, 1.7 * len(names)), 5.6))
     for axis, (metric, title) in zip(axes.flat, panels.items(), strict=True):
         values = [outcomes[name].numbers.get(metric) for name in names]
-        bars = axis.bar(names, [value or 0 for value in values], color=[COLOURS.get(name, "#2ca02c") for name in names])
-        axis.bar_label(bars, ["-" if value is None else f"{value:.3g}" for value in values], fontsize=7, padding=1)
+        bars = axis.bar(names, [value or 0 for value in values], color=[COLOURS[name] for name in names])
+        tops = bars
         if metric == "mse":
             spans = [outcomes[name].numbers["mse_interval"] for name in names]
             errors = np.array([[v - low, high - v] for v, (low, high) in zip(values, spans, strict=True)]).T.clip(0)
             axis.errorbar(names, values, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
+            tops = axis.bar(names, [high for _, high in spans], alpha=0)  # labels stand above the intervals
+        axis.bar_label(tops, ["-" if value is None else f"{value:.3g}" for value in values], fontsize=7, padding=2)
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=8)
         axis.tick_params(axis="x", rotation=30 if len(names) > 4 else 0)
@@ -112,7 +115,7 @@ def training_curves(path: Path, losses: list, histories: dict[str, list], weight
     for name, history in histories.items():
         if history:
             values = np.asarray(history)[:, 1]
-            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=COLOURS.get(name, "#2ca02c"),
+            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=COLOURS[name],
                       marker="." if len(values) < 3 else None)
     axis.set_yscale("log")
     axis.set_title("attackers: validation MSE", fontsize=9)

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from .config import Run
-from .errors import GnimeError
+from .errors import GnimeError, UsageError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -55,7 +55,7 @@ class Device:
         cuda = self.torch.type == "cuda"
         self.precision = run.precision or ("tf32" if cuda else "fp32")
         if self.precision == "tf32" and not cuda:
-            raise GnimeError("--precision tf32: only CUDA devices have it; use fp32 or bf16")
+            raise UsageError("--precision tf32: only CUDA devices have it; use fp32 or bf16")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         torch.backends.cudnn.benchmark = cuda and not run.deterministic
         if run.deterministic:
