@@ -65,7 +65,8 @@ def injector_progress(path: Path, image: Tensor, explanation: Tensor, protected:
 def metric_bars(path: Path, outcomes: dict) -> None:
     """A panel per metric, a bar per setting."""
     panels = {"mse": "MSE, 95 % interval (higher: safer)", "ssim": "SSIM (lower: safer)",
-              "accuracy": "reclassification accuracy", "tca": "TCA", "deepsim": "DeePSiM", "distortion": "explanation distortion"}
+              "accuracy": "reclassification accuracy", "tca": "TCA",
+              "deepsim": "DeePSiM", "distortion": "explanation distortion"}
     names = list(outcomes)
     figure, axes = plt.subplots(2, 3, figsize=(max(9.0, 1.7 * len(names)), 5.6))
     for axis, (metric, title) in zip(axes.flat, panels.items(), strict=True):

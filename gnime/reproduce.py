@@ -43,8 +43,9 @@ _INVERTER = Stage(epochs=100, batch_size=64, lr=1e-3)
 REDUCED = {
     "mnist": Reduced(3000, _CLASSIFIER, Stage(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
     "cifar10": Reduced(3000, _CLASSIFIER, Stage(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
-    "orl_faces": Reduced(None, replace(_CLASSIFIER, epochs=60, batch_size=16, lr=3e-4),
-                         Stage(epochs=200, batch_size=32, lr=1e-3), replace(_INVERTER, batch_size=32), image_size=32),
+    "orl_faces": Reduced(None, replace(_CLASSIFIER, epochs=30, batch_size=16, lr=3e-4),
+                         Stage(epochs=500, batch_size=16, lr=1e-3),
+                         replace(_INVERTER, epochs=600, batch_size=16, patience=40), image_size=32),
 }
 
 
