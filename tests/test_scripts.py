@@ -48,7 +48,7 @@ def the_error(capsys):
 
 
 def left_over(root):
-    return [path for path in root.rglob("*.part")]
+    return list(root.rglob("*.part"))
 
 
 def test_results(finished):
