@@ -24,7 +24,7 @@ def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor
     if not convolutions:
         raise ValueError("Grad-CAM needs a convolution, the model has none")
     cut = convolutions[-1] + 1
-    while cut < len(stack) and isinstance(stack[cut], nn.ReLU):
+    while cut < len(stack) and isinstance(stack[cut], (nn.ReLU, nn.Dropout)):
         cut += 1
     with torch.no_grad():
         activation = apply(stack[:cut], images)

@@ -18,9 +18,15 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
     images: (N, C, H, W) in [0, 1]. Returns (N, C, H, W) in [0, 1].
 
     Raises:
-        TypeError: the model has a layer that `stack.layers` does not take.
+        TypeError: the model has a layer that `stack.layers` does not take, a convolution padded with anything but zeros,
+            or pooling with dilation.
     """
     stack = [layer for layer in layers(model) if not isinstance(layer, nn.Dropout)]
+    for layer in stack:
+        dilated = isinstance(layer, nn.MaxPool2d) and layer.dilation not in (1, (1, 1))
+        if dilated or getattr(layer, "padding_mode", "zeros") != "zeros":
+            raise TypeError(f"{layer}: LRP takes convolutions padded with zeros and pooling without dilation")
+    first = next((i for i, layer in enumerate(stack) if isinstance(layer, nn.Conv2d)), None)
     with torch.no_grad():
         inputs, x = [], images
         for layer in stack:
@@ -29,7 +35,7 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
         relevance = x
         for i in range(len(stack) - 1, -1, -1):
             # an input's values are not needed below its own layer: let them go
-            relevance = _down(stack[i], inputs.pop(), relevance, first=i == 0)
+            relevance = _down(stack[i], inputs.pop(), relevance, first=i == first)
         return minmax(relevance, EPS)
 
 
@@ -54,8 +60,11 @@ def _down(layer: nn.Module, a: Tensor, relevance: Tensor, first: bool) -> Tensor
 
 def _transposed(share: Tensor, weight: Tensor, layer: nn.Conv2d, shape: torch.Size) -> Tensor:
     """W^T share: the gradient of the convolution with respect to its input of this shape."""
-    if isinstance(layer.padding, str):
-        raise TypeError(f"Conv2d(padding={layer.padding!r}): LRP takes padding as a number")
+    if isinstance(layer.padding, str):  # "same" may pad one side more than the other
+        with torch.enable_grad():
+            x = share.new_zeros(shape, requires_grad=True)
+            z = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        return torch.autograd.grad(z, x, share)[0]
     rest = [
         size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
         for size, out, stride, pad, dilation, kernel in zip(
@@ -74,7 +83,7 @@ def _down_pool(layer: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
         return a * wide
     with torch.enable_grad():
         x = a.detach().requires_grad_()
-        pooled = F.avg_pool2d(x, kernel, stride, layer.padding)
+        pooled = F.avg_pool2d(x, kernel, stride, layer.padding, layer.ceil_mode)
         share = relevance / (pooled.detach() + EPS)
         (back,) = torch.autograd.grad(pooled, x, share)
     return a * back
