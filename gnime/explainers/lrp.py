@@ -40,17 +40,17 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _down(layer: nn.Module, a: Tensor, relevance: Tensor, first: bool) -> Tensor:
-    """Relevance of a layer's inputs `a` from the relevance of its outputs."""
+    """Relevance of a layer's inputs `a` from the relevance of its outputs, whose memory is used up."""
     if isinstance(layer, nn.Linear):
         positive = layer.weight.clamp(min=0)
-        return a * ((relevance / (F.linear(a, positive) + EPS)) @ positive)
+        return (relevance.div_(F.linear(a, positive).add_(EPS)) @ positive).mul_(a)
     if isinstance(layer, nn.Conv2d):
         positive = layer.weight.clamp(min=0)
         how = layer.stride, layer.padding, layer.dilation, layer.groups
         seen = torch.ones_like(a[:1]) if first else a  # ones: the same for every image, so once is enough
-        share = relevance / (F.conv2d(seen, positive, None, *how) + EPS)
+        share = relevance.div_(F.conv2d(seen, positive, None, *how).add_(EPS))
         back = _transposed(share, positive, layer, a.shape)
-        return back if first else a * back
+        return back if first else back.mul_(a)
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
         return _down_pool(layer, a, relevance)
     if isinstance(layer, nn.Flatten):
@@ -77,10 +77,8 @@ def _down_pool(layer: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
     """a * unpool(R / (avgpool(a) + eps)); unpooling is the gradient of average pooling, each output to its window."""
     kernel, stride = layer.kernel_size, layer.stride
     if kernel == stride == 2 and layer.padding == 0 and a.shape[2] % 2 == a.shape[3] % 2 == 0:
-        share = relevance / (F.avg_pool2d(a, 2) + EPS) / 4
-        n, c, h, w = share.shape
-        wide = share[:, :, :, None, :, None].expand(n, c, h, 2, w, 2).reshape(a.shape)
-        return a * wide
+        share = relevance.div_(F.avg_pool2d(a, 2).add_(EPS).mul_(4))
+        return F.interpolate(share, scale_factor=2.0).mul_(a)
     with torch.enable_grad():
         x = a.detach().requires_grad_()
         pooled = F.avg_pool2d(x, kernel, stride, layer.padding, layer.ceil_mode)
