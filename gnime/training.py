@@ -81,11 +81,13 @@ class Resumable:
             raise Stopped(f"stopped after epoch {self.plain['epoch']}; the same command goes on from {self.path}")
 
     def finish(self, finite: Tensor, epoch: int, steps: int) -> None:
-        """Raises where the epoch's loss was not finite, before that could be saved."""
-        if (bad := int(finite)) < steps:
+        """Raises where the epoch's loss was not finite, or its last step left weights that are not: before that is saved."""
+        bad = int(finite)
+        if bad < steps or not all(p.isfinite().all() for network in self.networks for p in network.parameters()):
             kept = f"{self.path} keeps epoch {self._epoch_saved}" if self._epoch_saved > 0 else "nothing was saved yet"
-            raise GnimeError(f"training {self.path.stem.removesuffix('.state')}: the loss is not finite at epoch {epoch + 1}, "
-                             f"step {bad + 1} of {steps}; {kept}; try fp32 precision, another seed or a smaller --batch-size")
+            what, step = ("loss is", bad + 1) if bad < steps else ("weights are", steps)
+            raise GnimeError(f"training {self.path.stem.removesuffix('.state')}: the {what} not finite at epoch {epoch + 1}, "
+                             f"step {step} of {steps}; {kept}; try fp32 precision, another seed or a smaller --batch-size")
 
 
 def state_path(path: Path) -> Path:
