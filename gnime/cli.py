@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from . import __version__
@@ -19,11 +20,24 @@ ABOUT = {
     "eval": "Train an attacker for each setting, and compare what they recover: models/inv, figures/.",
 }
 EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", "eval": "of the inverters, at most"}
+STAGES = {"prepare": "classifier.", "train": "injector.", "eval": "inverter."}
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False, argparse.SUPPRESS) else super()._get_help_string(action)
+        told = action.default is None or action.default is False or "(default" in action.help
+        return action.help if told else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
+
+
+def _default(number: str) -> str:
+    """What a number of `Target`, "width" or "injector.epochs", is when no flag sets it."""
+    usual, faces, digits = (attrgetter(number)(TARGETS[name]) for name in ("mnist", "celeba", "digits"))
+    return f"(default: {usual:g}" + (f"; faces and folders {faces:g}" if faces != usual else "") + f"; digits {digits:g})"
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -63,7 +77,7 @@ def _width(text: str) -> int:
 
 
 def parser(script: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(f"{script}.py", description=ABOUT[script], formatter_class=_Formatter, allow_abbrev=False)
+    made = _Parser(f"{script}.py", description=ABOUT[script], formatter_class=_Formatter, allow_abbrev=False)
     made.add_argument("--version", action="version", version=f"gnime {__version__}")
     what = made.add_argument_group("what")
     what.add_argument("--target", type=_target_name, default="digits", metavar="NAME",
@@ -75,16 +89,18 @@ def parser(script: str) -> argparse.ArgumentParser:
     what.add_argument("--seed", type=_at_least(0), default=0, help="of shuffle, weights, orders and noise")
     if script == "eval":
         what.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(DEFAULT_SETTINGS), metavar="SETTING",
-                          help=f"of {', '.join(SETTINGS)}")
+                          help=f"of {', '.join(SETTINGS)} (default: {' '.join(DEFAULT_SETTINGS)})")
     if script == "prepare":
         what.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
     how = made.add_argument_group("training (defaults: the paper's)")
-    how.add_argument("--epochs", type=_at_least(1), metavar="N", help=EPOCHS[script])
-    how.add_argument("--batch-size", type=_at_least(1), metavar="N", help="images a step")
-    how.add_argument("--width", type=_width, metavar="W", help="of inversion networks and injector (default: 2048; digits 256)")
+    how.add_argument("--epochs", type=_at_least(1), metavar="N",
+                     help=f"{EPOCHS[script]} {_default(STAGES[script] + 'epochs')}")
+    how.add_argument("--batch-size", type=_at_least(1), metavar="N",
+                     help=f"images a step {_default(STAGES[script] + 'batch_size')}")
+    how.add_argument("--width", type=_width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
     if script == "train":
-        how.add_argument("--weight", type=_positive, metavar="A", help="of the attacker's error in the injector's loss "
-                         "(default: 100; faces and folders 500)")
+        how.add_argument("--weight", type=_positive, metavar="A",
+                         help=f"of the attacker's error in the injector's loss {_default('weight')}")
     how.add_argument("--official", action="store_true", help="repeat the authors' release where it differs from the paper")
     where = made.add_argument_group("where")
     where.add_argument("--gpu", type=_at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
@@ -101,8 +117,9 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     given = made.parse_args(arguments)
     if given.image_size and given.target in TARGETS:
         made.error(f"argument --image-size: {given.target} has its own size; it is for folder targets")
-    if "\0" in str(given.root) or "\0" in str(given.datasets):
-        made.error("argument --root: a path has no null character")
+    for flag, path in (("--root", given.root), ("--datasets", given.datasets)):
+        if "\0" in str(path):
+            made.error(f"argument {flag}: a path has no null character")
     chosen = target(given.target, given.image_size)
     if given.width:
         chosen = replace(chosen, width=given.width)

@@ -68,7 +68,8 @@ def _classifier(name: str, path: Path, run: Run, data: Data, device: Device, mak
     def train_it(network: nn.Module, state: Path) -> dict:
         task = Task(name, network, stage, [images, labels], data.splits.defender, cross_entropy, validate, higher=True,
                     seed=run.seed, shuffle=not run.official)
-        return fit(task, state, run.root, identity, device)
+        how = {"stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}
+        return fit(task, state, run.root, identity | how, device) | how
 
     spec = classifier_spec(run.target, len(data.classes))
     return obtain(path, run.root, spec, identity, stage, run.seed, device, name, train_it, go_on=False)

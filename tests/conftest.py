@@ -1,7 +1,11 @@
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+
+from gnime.cli import main
 
 HERE = Path(__file__).parent
 
@@ -22,3 +26,48 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(autouse=True)
 def _threads_and_seed():
     torch.manual_seed(0)
+
+
+class Scripts:
+    """Calls the scripts in this process, on the CPU, with the digits cut small."""
+
+    flags = ["--target", "digits", "--gpu", "-1", "--limit", "60", "--width", "64", "--epochs", "2"]
+
+    def __init__(self, capsys):
+        self.capsys = capsys
+
+    def __call__(self, script, root, *flags, small=True):
+        """(exit code, standard output, the lines of an error)."""
+        self.capsys.readouterr()
+        try:
+            code = main(script, [*(self.flags if small else []), "--root", str(root), *map(str, flags)])
+        except SystemExit as stopped:
+            code = stopped.code
+        out, err = self.capsys.readouterr()
+        return code, out, [line for line in err.splitlines() if not line.startswith("warning:")]
+
+    def fails(self, script, root, *flags, small=True):
+        """(exit code, the one line that says why)."""
+        code, _, lines = self(script, root, *flags, small=small)
+        assert len(lines) == 1, lines
+        assert re.match(rf"{script}\.py: error: \S", lines[0]), lines
+        return code, lines[0]
+
+
+@pytest.fixture
+def scripts(capsys):
+    return Scripts(capsys)
+
+
+@pytest.fixture(scope="session")
+def small_root(tmp_path_factory):
+    """A root where the three scripts ran for lrp. Not to be changed; see `root_copy`."""
+    root = tmp_path_factory.mktemp("small")
+    for script in ("prepare", "train", "eval"):
+        assert main(script, [*Scripts.flags, "--root", str(root)]) == 0
+    return root
+
+
+@pytest.fixture
+def root_copy(small_root, tmp_path):
+    return Path(shutil.copytree(small_root, tmp_path / "copy"))
