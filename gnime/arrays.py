@@ -23,6 +23,8 @@ from .errors import GnimeError
 
 BLOCK = 1 << 20  # bytes under one CRC-32; the digest is the SHA-256 of record, shape and these
 RECORD = "gnime"
+SEAL = 512  # bytes before the HDF5 file proper, which HDF5 leaves to its users: ours hold the checksums
+MAGIC = b"gnime array\n"
 ATTRIBUTE_LIMIT = 60_000  # bytes; HDF5 keeps larger attributes elsewhere
 
 
@@ -62,29 +64,56 @@ def create(path: Path, shape: tuple[int, ...], dtype: str, record: dict) -> Iter
     """A new file that appears under `path` when the block has written all rows of `shape`."""
     import hickle
 
+    dtype = np.dtype(dtype)
+    text = json.dumps(record).encode("ascii")
     with writing(path) as part:
-        # libver latest: HDF5 then keeps checksums of its own structures, and notices their damage
-        with h5py.File(part, "w", libver="latest") as file:
+        _reserve(part, int(np.prod(shape)) * dtype.itemsize + 2 * len(text) + (1 << 18))
+        part.unlink()
+        with h5py.File(part, "w", userblock_size=SEAL) as file:
             hickle.dump(np.zeros((0, *shape[1:]), dtype), file)  # hickle's frame, around rows that h5py writes
             attributes = dict(file["data"].attrs)
             del file["data"]
-            dataset = file.create_dataset("data", shape, dtype)
+            early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            dataset = file.create_dataset("data", shape, dtype, dcpl=early)
             for name, value in attributes.items():
                 dataset.attrs[name] = value
+            pieces = [text[i : i + ATTRIBUTE_LIMIT] for i in range(0, len(text), ATTRIBUTE_LIMIT)]
+            file.attrs[RECORD] = len(pieces)
+            for i, piece in enumerate(pieces):
+                file.attrs[f"{RECORD}{i}"] = np.bytes_(piece)
+            file.flush()
+            _reserve(part, part.stat().st_size)
+            offset, nbytes = dataset.id.get_offset(), dataset.nbytes
             writer = Writer(dataset)
             yield writer
-            crcs = writer.finish()
-            text = json.dumps({"layout": LAYOUT, "record": record, "digest": _digest(record, shape, dtype, crcs)})
-            pieces = [text[i : i + ATTRIBUTE_LIMIT] for i in range(0, len(text), ATTRIBUTE_LIMIT)]
-            for holder in (file, dataset):  # twice: a file that lost one is damaged, not a stranger's
-                holder.attrs[RECORD] = len(pieces)
-                for i, piece in enumerate(pieces):
-                    holder.attrs[f"{RECORD}{i}"] = piece
+            digest = _digest(record, shape, dtype.str, writer.finish())
+        seal = {"layout": LAYOUT, "offset": offset, "bytes": nbytes, "digest": digest,
+                "rest": _digest_around(part, offset, nbytes)}
+        with part.open("r+b") as file:
+            file.write((MAGIC + json.dumps(seal).encode()).ljust(SEAL, b"\n"))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Finds out now whether the disk has room: libhdf5 does not survive a disk that fills while it writes."""
+    with path.open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _digest(record: dict, shape: tuple[int, ...], dtype: str, crcs: list[int]) -> str:
     head = json.dumps([LAYOUT, record, list(shape), np.dtype(dtype).str], sort_keys=True).encode()
     return hashlib.sha256(head + np.asarray(crcs, "<u4").tobytes()).hexdigest()
+
+
+def _digest_around(path: Path, offset: int, nbytes: int) -> str:
+    """SHA-256 of a file without its seal and its rows: what libhdf5 will read and might choke on."""
+    with path.open("rb") as file:
+        file.seek(SEAL)
+        hasher = hashlib.sha256(file.read(offset - SEAL))
+        file.seek(offset + nbytes)
+        hasher.update(file.read())
+    return hasher.hexdigest()
 
 
 def _checksums(rows: np.ndarray) -> list[int]:
@@ -94,42 +123,46 @@ def _checksums(rows: np.ndarray) -> list[int]:
 
 
 def load(path: Path) -> Array:
-    """Opens an array's file and checks it whole.
+    """Opens an array's file and checks it whole: its structure before libhdf5 sees it, its rows after.
 
     Raises:
         GnimeError: it is damaged, holds anything but one array of numbers, or its data lie in another file.
     """
     remedy = "remove it and run prepare.py again"
+    damaged = f"{path}: damaged (its checksum does not fit); {remedy}"
     try:
+        seal = _read_seal(path)
+        if seal is not None and seal["layout"] != LAYOUT:
+            raise GnimeError(f"{path}: written in layout {seal['layout']}, this version reads {LAYOUT}; {remedy}")
+        if seal is not None and _digest_around(path, seal["offset"], seal["bytes"]) != seal["rest"]:
+            raise GnimeError(damaged)
         with h5py.File(path, "r") as file:
             dataset = _only_dataset(file)
-            rows = _map(path, dataset)
-            texts = [_record_text(holder) for holder in (file, dataset)]
+            rows, record = _map(path, dataset), _record(file)
+    except GnimeError:
+        raise
     except PermissionError:
         raise GnimeError(f"{path}: cannot be read; mend its permissions") from None
     except Exception as error:  # whatever a damaged or hostile file makes the reader say
         reason = str(error) if isinstance(error, ValueError) else "it is damaged"
+        reason = " ".join(reason.split())[:200]
         raise GnimeError(f"{path}: not a hickle file with one array of numbers ({reason}); {remedy}") from None
-    crcs = _checksums(rows)
-    if texts == [None, None]:
-        return Array(path, rows, None, _digest({}, rows.shape, rows.dtype.str, crcs))
-    try:
-        head = json.loads(texts[0])
-        if texts[0] == texts[1] and head["layout"] != LAYOUT:
-            raise GnimeError(f"{path}: written in layout {head['layout']}, this version reads {LAYOUT}; {remedy}")
-        whole = texts[0] == texts[1] and head["digest"] == _digest(head["record"], rows.shape, rows.dtype.str, crcs)
-    except (TypeError, ValueError, KeyError):
-        whole = False
-    if not whole:
-        raise GnimeError(f"{path}: damaged (its checksum does not fit); {remedy}")
-    return Array(path, rows, head["record"], head["digest"])
+    digest = _digest(record or {}, rows.shape, rows.dtype.str, _checksums(rows))
+    if (seal is None) != (record is None) or (seal is not None and digest != seal["digest"]):
+        raise GnimeError(damaged)
+    return Array(path, rows, record, digest)
 
 
-def _record_text(holder) -> str | None:
-    names = [name for name in holder.attrs if name.startswith(RECORD)]
-    if not names:
+def _read_seal(path: Path) -> dict | None:
+    with path.open("rb") as file:
+        head = file.read(SEAL)
+    return json.loads(head[len(MAGIC) :]) if head.startswith(MAGIC) else None
+
+
+def _record(file: h5py.File) -> dict | None:
+    if not any(name.startswith(RECORD) for name in file.attrs):
         return None
-    return "".join(holder.attrs[f"{RECORD}{i}"] for i in range(int(holder.attrs[RECORD])))
+    return json.loads(b"".join(bytes(file.attrs[f"{RECORD}{i}"]) for i in range(int(file.attrs[RECORD]))))
 
 
 def _only_dataset(file: h5py.File) -> h5py.Dataset:

@@ -5,6 +5,7 @@ what made it (`made_by`) and a checksum; a file that has neither is somebody els
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -84,10 +85,6 @@ def writing(path: Path) -> Iterator[Path]:
         part.replace(path)
     except OSError as error:
         raise GnimeError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed there") from None
-    except RuntimeError as error:  # torch reports a full disk in its own way
-        if "PytorchStreamWriter" in str(error) or "write" in str(error):
-            raise GnimeError(f"{path}: cannot be written (is the disk full?); nothing was changed there") from None
-        raise
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -99,10 +96,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: Path, device: Device | None = None) -> Iterator[None]:
+def alone(path: Path, device: Device | None = None, folder: bool = False) -> Iterator[None]:
     """Holds `path` for this process while it looks for the artifact and makes it; a second process waits.
 
-    The system lets go of the lock when its holder dies. What killed writers left beside `path` is removed.
+    The system lets go of the lock when its holder dies. What killed writers left of `path` (`folder`:
+    of anything in its folder, which then belongs to `path` alone) is removed.
     Of several processes that make one artifact together (`device`), the first holds the lock for all.
     """
     if device is not None and device.rank > 0:
@@ -125,7 +123,7 @@ def alone(path: Path, device: Device | None = None) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        for left in path.parent.glob(f".{path.name}.*.part"):
+        for left in path.parent.glob(".*.part" if folder else f".{path.stem}.*.part"):
             left.unlink(missing_ok=True)
         if device is not None:
             device.barrier()
@@ -178,7 +176,10 @@ def save_checkpoint(path: Path, tensors: dict, spec: dict, made_by: dict, extra:
     content = {"gnime": LAYOUT, "tensors": tensors, "spec": spec, "made_by": made_by, "extra": extra,
                "identity": identity, "checksum": digest_of([identity, extra])}
     with writing(path) as part, part.open("wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # its way to report a full disk
+            raise OSError(errno.ENOSPC, "the disk is full, or the file could not be written") from error
     return identity
 
 

@@ -61,7 +61,7 @@ def load_images(run: Run, paths: Paths, make: bool, quiet: bool = False) -> Data
     Raises:
         GnimeError: they are missing and may not be made, or what is there belongs to another run.
     """
-    with alone(paths.images):
+    with alone(paths.images), alone(paths.labels):
         if exists(paths.images, paths.root) and exists(paths.labels, paths.root):
             if not quiet:
                 say(f"images        {paths.images}: found")
@@ -152,7 +152,7 @@ def _good(run: Run, paths: Paths, source: Source) -> np.ndarray:
     if bad:
         from .artifacts import write_text
 
-        listing = paths.images.with_name(f"{run.target.name}_skipped.txt")
+        listing = paths.images.with_suffix(".skipped.txt")
         write_text(listing, "\n".join(bad) + "\n")
         warn(f"{len(bad)} damaged pictures left out, listed in {listing}")
     return everything[[text is None for text in complaints]]

@@ -73,17 +73,18 @@ class Trained:
 
 
 def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, seed: int, device: Device, what: str,
-           make: Callable[[nn.Module, Path], dict], go_on: bool = True) -> Trained:
+           make: Callable[[nn.Module, Path], dict], go_on: bool = True, folder: bool = False) -> Trained:
     """The network of `path`: used if it is there, trained by `make(network, state path)` if not.
 
     identity: plain data that decides the result; a file made from anything else is refused. go_on: train a found
-    network further if more epochs are asked for than it has seen, and its state is there.
+    network further if more epochs are asked for than it has seen, and its state is there. folder: the file's folder is
+    its own.
 
     Raises:
         GnimeError: the file is damaged or belongs to another run.
     """
     state = state_path(path)
-    with alone(path, device):
+    with alone(path, device, folder):
         found = load_checkpoint(path) if exists(path, root) else None
         network = build(spec, seed, what)
         if found is not None:

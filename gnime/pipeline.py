@@ -107,9 +107,10 @@ def train(run: Run) -> None:
 
         return play(game, state, run.root, identity, device, PICTURE_EVERY, checkpoint)
 
-    found = obtain(paths.injector, run.root, spec, identity, stage, run.seed, device, "injector", make)
+    found = obtain(paths.injector, run.root, spec, identity, stage, run.seed, device, "injector", make, folder=True)
     if device.rank == 0 and found.report:
-        figures.injector_losses(paths.injector_folder / "training.png", found.report["history"], run.target.weight)
+        with alone(paths.injector, folder=True):
+            figures.injector_losses(paths.injector_folder / "training.png", found.report["history"], run.target.weight)
     say(f"done in {seconds_since(began)}; next: {run.command('eval')}")
 
 
@@ -161,7 +162,7 @@ def evaluate(run: Run) -> None:
         for name in run.settings:
             outcomes[name], networks[name] = of(name, device.solo())
         warnings = evaluation.compare(outcomes)
-        with alone(paths.figures / "results.json"):
+        with alone(paths.figures / "results.json", folder=True):
             report.write(run, paths, device, data, outcomes, networks, warnings, seconds_since(began))
             _pictures(run, paths, attacker, outcomes, injector, device)
         say("", report.table(outcomes), "")
@@ -210,7 +211,7 @@ def _means(run: Run, paths: Paths, device: Device, data: Data, arrays: list, att
         half = data.splits.defender
         cut = half.stop - max(1, len(half) // 10)
         defender = evaluation.Attacker(images, arrays[1], logits, explanations, half[: cut], half[cut:], half[:0])
-        path = paths.injector_folder / "ond.pt"
+        path = paths.inverter("ond-defender")
         means.inverter = evaluation.attack("ond", "expmi", run, defender, explanations, identity | {"half": "defender"},
                                            path, len(data.classes), device).network
     return means
@@ -225,7 +226,7 @@ def _found_injector(run: Run, paths: Paths, data: Data, victim: Trained, explana
     mean, std = moments(explanations.rows, data.splits.defender)
     spec = injector_spec(run.target, tuple(explanations.rows.shape[1:3]), len(data.classes), mean, std)
     return obtain(paths.injector, run.root, spec, _injector_identity(run, data, victim, explanations.digest),
-                  run.stage("injector"), run.seed, device, "injector", lambda *_: {}, go_on=False)
+                  run.stage("injector"), run.seed, device, "injector", lambda *_: {}, go_on=False, folder=True)
 
 
 def _pictures(run: Run, paths: Paths, attacker: evaluation.Attacker, outcomes: dict, injector: Trained | None,

@@ -218,7 +218,7 @@ def test_a_damaged_picture_is_named_or_skipped(folder, tmp_path, capsys):
     assert "3.png" in the_error(capsys)
     assert not (tmp_path / "aux/shapes_imgs.hkl").exists() and left_over(tmp_path) == []
     assert main("prepare", [*FOLDER, "--root", str(tmp_path), "--skip-bad"]) == 0
-    assert "3.png" in (tmp_path / "aux/shapes_skipped.txt").read_text()
+    assert "3.png" in (tmp_path / "aux/shapes_imgs.skipped.txt").read_text()
     assert hickle.load(tmp_path / "aux/shapes_imgs.hkl").shape[0] == 23
 
 
