@@ -1,6 +1,6 @@
 """`python -m stress`: kills, damage, strangers' files and bad pictures; prints a table and writes stress/results.json.
 
-QUICK=1 makes it shorter. Every attempt runs in a process of its own, forked after the imports.
+The long form also puts the table into docs/reliability.md; QUICK=1 makes it shorter. Every attempt runs in a process of its own, forked after the imports.
 """
 
 import contextlib
@@ -229,6 +229,14 @@ def document(results: dict) -> str:
                       f"seed {results['seed']}{', short form (QUICK=1)' if results['quick'] else ''}.", ""])
 
 
+def write_docs(results: dict) -> None:
+    """Puts the table between the marks in docs/reliability.md."""
+    path = Path(__file__).parent.parent / "docs" / "reliability.md"
+    before, rest = path.read_text().split("<!-- table -->\n", 1)
+    after = rest.split("<!-- end -->\n", 1)[1]
+    path.write_text(f"{before}<!-- table -->\n{document(results)}<!-- end -->\n{after}")
+
+
 def run() -> int:
     began, seed = time.monotonic(), int(os.environ.get("SEED", 0))
     rng = random.Random(seed)
@@ -240,6 +248,8 @@ def run() -> int:
                 **provenance("CPU, 1 threads")}
     (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + document(results))
+    if not QUICK:
+        write_docs(results)
     wrong = sum(t["wrongly accepted"] + t["crashed"] for t in results["damage"].values())
     wrong += results["swaps"]["wrongly accepted"] + results["strangers"]["executed"] + results["pictures"]["wrong"]
     return 1 if wrong else 0
