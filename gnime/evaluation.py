@@ -105,7 +105,7 @@ def attack(name: str, kind: str, run: Run, attacker: Attacker, seen: np.ndarray 
     def make(network: nn.Module, state: Path) -> dict:
         task = Task(name, network, stage, sources, attacker.train, mean_squared_error, validate, higher=False,
                     seed=run.seed, shuffle=not run.official)
-        return fit(task, state, run.root, identity, device)
+        return fit(task, state, run.root, identity | {"spec": spec}, device)
 
     identity = identity | {"setting": name, "seed": run.seed, "official": run.official,
                            "stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}

@@ -105,7 +105,7 @@ def train(run: Run) -> None:
                             identity | {"epochs": epoch}, {})
             _picture(paths.injector_folder / f"epoch_{epoch:04d}.png", injector, inverter, arrays, defender, device)
 
-        return play(game, state, run.root, identity, device, PICTURE_EVERY, checkpoint)
+        return play(game, state, run.root, identity | {"spec": spec}, device, PICTURE_EVERY, checkpoint)
 
     found = obtain(paths.injector, run.root, spec, identity, stage, run.seed, device, "injector", make, folder=True)
     if device.rank == 0 and found.report:

@@ -45,7 +45,7 @@ class Resumable:
         found = load_checkpoint(self.path)
         if not found.ours or found.spec != {"state": len(self.networks)}:
             raise GnimeError(f"{self.path}: not the state of such a training; remove it")
-        require(self.path, found.made_by, self.identity)
+        require(self.path, found.made_by, self.identity)  # the specification included: shapes then fit
         for network, tensors in zip(self.networks, found.tensors["networks"], strict=True):
             network.load_state_dict(tensors)
         for optimiser, state in zip(self.optimisers, found.tensors["optimisers"], strict=True):

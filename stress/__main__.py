@@ -1,6 +1,7 @@
-"""`python -m stress`: kills, damage, strangers' files and bad pictures; prints a table and writes stress/results.json.
+"""`python -m stress`: kills, damage, strangers' files and bad pictures; prints a table, writes stress/results.json.
 
-The long form also puts the table into docs/reliability.md; QUICK=1 makes it shorter. Every attempt runs in a process of its own, forked after the imports.
+The long form also puts the table into docs/reliability.md; QUICK=1 makes it shorter. Every attempt runs in a process of
+its own, forked after the imports.
 """
 
 import contextlib
