@@ -69,7 +69,7 @@ def _classifier(name: str, path: Path, run: Run, data: Data, device: Device, mak
         task = Task(name, network, stage, [images, labels], data.splits.defender, cross_entropy, validate, higher=True,
                     seed=run.seed, shuffle=not run.official)
         how = {"stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}
-        return fit(task, state, run.root, identity | how, device) | how
+        return fit(task, state, run.root, identity | how | {"spec": spec}, device) | how
 
     spec = classifier_spec(run.target, len(data.classes))
     return obtain(path, run.root, spec, identity, stage, run.seed, device, name, train_it, go_on=False)
