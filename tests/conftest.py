@@ -1,11 +1,15 @@
+import os
 import re
 import shutil
 from pathlib import Path
 
-import pytest
-import torch
+# before torch: the networks here are small, and threads that wait for each other on a busy machine cost minutes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from gnime.cli import main
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from gnime.cli import main  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -24,7 +28,7 @@ def pytest_generate_tests(metafunc):
 
 
 @pytest.fixture(autouse=True)
-def _threads_and_seed():
+def _seed():
     torch.manual_seed(0)
 
 

@@ -1,0 +1,354 @@
+"""What the scripts leave behind, computed again from the files alone; stopped evaluations; the defences."""
+
+import csv
+import json
+import math
+import shutil
+
+import hickle
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gnime import evaluation, metrics, pipeline, training
+from gnime.artifacts import load_checkpoint
+from gnime.data import Splits
+from gnime.defences import DEFENCES, Means
+from gnime.evaluation import Outcome, compare
+from gnime.explainers import EXPLAINERS
+from gnime.explainers.gradcam import gradcam
+from gnime.networks import rebuild
+
+N = 60  # images of `small_root`
+SPLITS = Splits.of(N)
+
+
+def results(root, xai="lrp"):
+    return json.loads((root / f"figures/digits_{xai}/results.json").read_text())
+
+
+def rows(array, split):
+    return torch.from_numpy(np.asarray(array)[split.start : split.stop])
+
+
+class Files:
+    """The artifacts of a root, read without the code under test: arrays by hickle."""
+
+    def __init__(self, root, xai="lrp"):
+        self.root, self.xai = root, xai
+        self.images = hickle.load(root / "aux/digits_imgs.hkl").astype(np.float32) / 255
+        self.labels = hickle.load(root / "aux/digits_labels.hkl")
+        self.maps = hickle.load(root / f"aux/digits_{xai}.hkl")
+        self.victim, self.judge = rebuild(root / "models/victim/digits.pt"), rebuild(root / "models/eval/digits.pt")
+        with torch.no_grad():
+            self.logits = self.victim(torch.from_numpy(self.images)).numpy()
+
+    def inverter(self, setting):
+        name = setting if setting == "predmi" else f"{setting}_{self.xai}"
+        return rebuild(self.root / f"models/inv/digits_{name}.pt")
+
+    def of(self, split):
+        return tuple(rows(array, split) for array in (self.images, self.labels, self.logits, self.maps))
+
+
+@pytest.fixture(scope="module")
+def files(small_root):
+    return Files(small_root)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Most of an evaluation's time here; `small_root` has them."""
+    monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
+
+
+# --- the artifacts ---------------------------------------------------------------------------------------------------
+
+
+def test_classifiers_are_judged_on_the_attackers_half(small_root, files):
+    images, labels, _, _ = files.of(SPLITS.attacker)
+    for name, network in (("victim", files.victim), ("eval", files.judge)):
+        report = load_checkpoint(small_root / f"models/{name}/digits.pt").extra
+        with torch.no_grad():
+            assert report["score"] == (network(images).argmax(1) == labels).double().mean().item()
+    different = [not a.equal(b) for a, b in zip(files.victim.parameters(), files.judge.parameters(), strict=True)]
+    assert all(different), "another seed"
+
+
+@pytest.mark.parametrize("xai", EXPLAINERS)
+@pytest.mark.usefixtures("no_pictures")
+def test_explainers_share_a_root(scripts, small_root, root_copy, xai):
+    """Each image's map is what the explainer makes of it; nothing that is there is made again."""
+    before = {p: p.stat().st_mtime_ns for folder in ("aux", "models") for p in (root_copy / folder).rglob("*") if p.is_file()
+              and not p.name.endswith(".lock")}
+    for script, flags in (("prepare", []), ("train", []), ("eval", ["--settings", "predmi", "expmi"])):
+        code, out, _ = scripts(script, root_copy, "--xai", xai, *flags)
+        assert code == 0 and "victim        " in out and "digits.pt: found" in out
+    changed = {p.name for p in before if p.stat().st_mtime_ns != before[p]}
+    assert changed <= {"training.png"}
+    files = Files(root_copy, xai)
+    expected = EXPLAINERS[xai].load()(files.victim, torch.from_numpy(files.images))
+    np.testing.assert_allclose(files.maps, expected, atol=1e-5)
+    assert list(results(root_copy, xai)["settings"]) == ["predmi", "expmi"]
+    assert results(root_copy, xai)["settings"]["predmi"]["mse"] == results(small_root)["settings"]["predmi"]["mse"]
+    assert not list(root_copy.rglob("*.part"))
+
+
+def test_official_gradcam_is_pooled(scripts, tmp_path):
+    assert scripts("prepare", tmp_path, "--xai", "gradcam", "--official")[0] == 0
+    files = Files(tmp_path, "gradcam")
+    images = torch.from_numpy(files.images)
+    np.testing.assert_allclose(files.maps, gradcam(files.victim, images, pool=256), atol=1e-5)
+    assert np.abs(files.maps - gradcam(files.victim, images).numpy()).max() > 0.01
+
+
+def test_injector_is_scaled_by_the_defenders_half(small_root, files):
+    injector = rebuild(small_root / "models/def/digits_lrp/injector.pt")
+    half = files.maps[: len(SPLITS.defender)].astype(np.float64)
+    assert injector.mean.item() == pytest.approx(half.mean(), rel=1e-6)
+    assert injector.std.item() == pytest.approx(half.std(), rel=1e-6)
+
+
+# --- the numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["predmi", "expmi", "gnime"])
+def test_numbers_follow_from_the_files(small_root, files, setting):
+    """Every number of the table, computed again with numpy from the images and networks on disk."""
+    x, labels, y, e = files.of(SPLITS.test)
+    with torch.no_grad():
+        protect = rebuild(small_root / "models/def/digits_lrp/injector.pt")
+        seen = {"predmi": None, "expmi": e, "gnime": protect(e, y)}[setting]
+        r = files.inverter(setting)(seen, y).clamp(0, 1)
+        said, judged = files.victim(r).argmax(1), files.judge(r).argmax(1)
+        features = [files.victim.features(images).double().numpy() for images in (x, r)]
+    squared = ((x.double() - r.double()) ** 2).flatten(1).mean(1).numpy()
+    found = results(small_root)["settings"][setting]
+    assert found["mse"] == pytest.approx(squared.mean(), rel=1e-5)
+    assert found["psnr"] == pytest.approx((-10 * np.log10(squared)).mean(), rel=1e-5)
+    assert found["ssim"] == pytest.approx(metrics.ssim(x, r).mean().item(), rel=1e-4)
+    assert found["accuracy"] == pytest.approx((said == labels).float().mean().item())
+    assert found["tca"] == pytest.approx((judged == labels).float().mean().item())
+    assert found["deepsim"] == pytest.approx(math.exp(-np.sqrt(((features[0] - features[1]) ** 2).sum()) / len(x)), rel=1e-5)
+    assert found["mse_quantiles"] == pytest.approx(np.quantile(squared, [0.05, 0.25, 0.5, 0.75, 0.95]), rel=1e-5)
+    if setting == "predmi":
+        assert "distortion" not in found
+    else:
+        assert found["distortion"] == pytest.approx(((seen - e) ** 2).mean().item(), rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("setting", ["predmi", "expmi", "gnime"])
+def test_attackers_are_stopped_by_their_validation_images(small_root, files, setting):
+    x, _, y, e = files.of(SPLITS.validation)
+    with torch.no_grad():
+        seen = rebuild(small_root / "models/def/digits_lrp/injector.pt")(e, y) if setting == "gnime" else e
+        error = ((files.inverter(setting)(seen, y) - x) ** 2).mean().item()
+    name = setting if setting == "predmi" else f"{setting}_lrp"
+    report = load_checkpoint(small_root / f"models/inv/digits_{name}.pt").extra
+    assert report["score"] == pytest.approx(error, rel=1e-5)
+    assert report["score"] == min(score for _, score in report["history"])
+
+
+@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.usefixtures("no_pictures")
+def test_no_attacker_trains_on_a_test_image(scripts, root_copy, monkeypatch, official):
+    """Every row that a training may read, against the split. The defender's half is the victim's alone."""
+    original, seen = training.fit, []
+
+    def spy(task, *rest):
+        seen.append(task)
+        return original(task, *rest)
+
+    monkeypatch.setattr(evaluation, "fit", spy)
+    if official:
+        shutil.rmtree(root_copy)
+        for script in ("prepare", "train"):
+            assert scripts(script, root_copy, "--official", "--epochs", 1)[0] == 0
+    else:
+        shutil.rmtree(root_copy / "models/inv")
+    assert scripts("eval", root_copy, *["--official"] * official, "--settings", "predmi", "expmi", "rnd", "gnime")[0] == 0
+    files, splits = Files(root_copy), Splits.of(N, official)
+    assert [task.name for task in seen] == ["predmi", "expmi", "rnd", "gnime"]
+    for task in seen:
+        explanations, predictions, images = task.sources
+        expected = [torch.cat(parts) for parts in zip(files.of(splits.train), strict=True)]
+        at = slice(task.rows.start, task.rows.stop)
+        torch.testing.assert_close(torch.from_numpy(np.array(images[at])).float() / 255, expected[0])
+        torch.testing.assert_close(torch.from_numpy(np.array(predictions[at])), expected[2])
+        assert task.shuffle is not official
+        if task.name == "expmi":
+            torch.testing.assert_close(torch.from_numpy(np.array(explanations[at])), expected[3])
+        elif task.name == "predmi":
+            assert explanations is None
+        else:
+            assert explanations[at].shape == expected[3].shape
+            assert np.abs(np.array(explanations[at]) - expected[3].numpy()).max() > 0.01
+
+
+def test_noise_has_the_distortion_of_gnime(small_root):
+    found = results(small_root)["settings"]
+    assert found["rnd"]["distortion"] == pytest.approx(found["gnime"]["distortion"], rel=0.15)
+    leak = (found["gnime"]["mse"] - found["predmi"]["mse"]) / (found["expmi"]["mse"] - found["predmi"]["mse"])
+    assert found["gnime"]["residual_leakage"] is None or found["gnime"]["residual_leakage"] == pytest.approx(leak)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_table_is_the_same_in_every_form(scripts, root_copy):
+    code, out, _ = scripts("eval", root_copy)
+    assert code == 0
+    found = results(root_copy)
+    with (root_copy / "figures/digits_lrp/results.csv").open() as file:
+        lines = {line["setting"]: line for line in csv.DictReader(file)}
+    printed = [line.split() for line in out.split("setting ")[1].splitlines()[1:5]]
+    table = {line[0]: line for line in printed}
+    assert list(table) == list(lines) == list(found["settings"]) == ["predmi", "expmi", "rnd", "gnime"]
+    for name, numbers in found["settings"].items():
+        for metric in ("mse", "psnr", "ssim", "accuracy", "tca", "deepsim", "distortion", "residual_leakage"):
+            text = lines[name][metric]
+            assert (float(text) if text else None) == numbers.get(metric)
+        shown = table[name]
+        assert shown[1] == f"{numbers['mse']:.4f}" and shown[2] == f"{numbers['psnr']:.2f}"
+    assert found["n"] == {"images": N, "test": len(SPLITS.test), "train": len(SPLITS.train)}
+    assert found["seed"] == 0 and found["configuration"]["width"] == 64
+    assert {"torch", "numpy", "gnime", "python"} <= found["versions"].keys()
+    assert found["hardware"]["device"].startswith("CPU") and float(found["duration"].split()[0]) > 0
+    assert found["networks"]["victim"]["digest"] == load_checkpoint(root_copy / "models/victim/digits.pt").digest
+
+
+# --- stopped and continued -------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """As final as a kill: no handler of ours catches it."""
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_killed_in_an_inverter_the_evaluation_ends_with_the_same_numbers(scripts, small_root, root_copy, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    shutil.rmtree(root_copy / "models/inv")
+    shutil.rmtree(root_copy / "figures")
+    steps, note = iter(range(1, 100)), training._note_finite
+
+    def counted(*arguments):
+        if next(steps) == 6:  # one step an epoch, two epochs an inverter: the third inverter's second epoch
+            raise Killed
+        return note(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_note_finite", counted)
+        with pytest.raises(Killed):
+            scripts("eval", root_copy)
+    there = {p.name for p in (root_copy / "models/inv").glob("*.pt")}
+    assert {"digits_predmi.pt", "digits_expmi_lrp.pt", "digits_rnd_lrp.state.pt"} <= there
+    assert "digits_rnd_lrp.pt" not in there and not (root_copy / "figures/digits_lrp/results.json").exists()
+    code, out, _ = scripts("eval", root_copy)
+    assert code == 0 and out.count("goes on from epoch 1") == 1 and "digits_predmi.pt: found" in out
+    assert results(root_copy)["settings"] == results(small_root)["settings"]
+    assert not list(root_copy.rglob("*.part"))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_more_epochs_later_are_as_many_at_once(scripts, root_copy, tmp_path):
+    """2 + 2 = 4 through the scripts, bit for bit, for the injector and for an inverter."""
+    again = shutil.copytree(root_copy, tmp_path / "again")
+    shutil.rmtree(again / "models/def")
+    shutil.rmtree(again / "models/inv")
+    (root_copy / "models/inv/digits_gnime_lrp.pt").unlink()  # of the injector that is trained further: refused
+    (root_copy / "models/inv/digits_gnime_lrp.state.pt").unlink()
+    for root in (root_copy, again):
+        assert scripts("train", root, "--epochs", 4)[0] == 0
+        assert scripts("eval", root, "--epochs", 4, "--settings", "expmi", "gnime")[0] == 0
+    for name in ("def/digits_lrp/injector", "inv/digits_expmi_lrp"):
+        one, other = (load_checkpoint(root / f"models/{name}.pt") for root in (root_copy, again))
+        assert one.extra["epochs"] == 4 and one.digest == other.digest
+    assert results(root_copy)["settings"] == results(again)["settings"]
+
+
+# --- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_of_a_grey_target_are_grey(small_root):
+    pixels = np.asarray(Image.open(small_root / "figures/digits_lrp/comparison.png").convert("RGB")).astype(int)
+    assert pixels.std() > 30
+    assert (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all()
+
+
+def test_comparison_shows_the_test_images(small_root, files):
+    """The first column, found by its frames: a test image blown up, whatever the exact size."""
+    picture = np.asarray(Image.open(small_root / "figures/digits_lrp/comparison.png").convert("L")).astype(float)
+    frame = (picture[:, : picture.shape[1] // 7] < 40).mean(0) > 0.3  # black digits' background and frames
+    left, right = np.flatnonzero(frame)[[0, -1]]
+    column = picture[:, left : right + 1]
+    inside = np.flatnonzero((column < 40).mean(1) > 0.9)  # horizontal frames and dark rows
+    top = inside[0]
+    side = right - left
+    shown = np.asarray(Image.fromarray(column[top : top + side].astype(np.uint8)).resize((16, 16), Image.Resampling.BOX))
+    wanted = files.images[SPLITS.test.start, 0]
+    assert np.corrcoef(shown.flatten(), wanted.flatten())[0, 1] > 0.9
+
+
+# --- defences and the comparison -------------------------------------------------------------------------------------
+
+
+def test_defences_by_hand():
+    e, y, x = torch.rand(64, 2, 8, 8), torch.eye(4)[torch.arange(64) % 4], torch.rand(64, 1, 16, 16)
+    span = range(128, 192)
+    assert DEFENCES["none"](Means(0))(e, y, x, span) is e
+    torch.testing.assert_close(DEFENCES["negative"](Means(0))(e, y, x, span), 1 - e)
+    noise = DEFENCES["rnd"](Means(3, variance=0.04))
+    assert (noise(e, y, x, span) - e).var().item() == pytest.approx(0.04, rel=0.05)
+    assert (noise(e, y, x, span) - e).mean().abs() < 0.01
+    assert noise(e, y, x, span).equal(noise(e, y, x, span)), "asked twice, the same draw"
+    assert not noise(e, y, x, span).equal(noise(e, y, x, range(64)))
+    assert not noise(e, y, x, span).equal(DEFENCES["rnd"](Means(4, variance=0.04))(e, y, x, span))
+    assert noise(e, y, x, span).min() < 0, "not clipped"
+    shuffled = DEFENCES["permutation"](Means(3))(e, y, x, span)
+    assert not shuffled.equal(e)
+    torch.testing.assert_close(shuffled.flatten(2).sort(2).values, e.flatten(2).sort(2).values)
+    assert shuffled[0].equal(DEFENCES["permutation"](Means(3))(e[:1], y, x, range(5))[0]), "one order for all"
+    means = torch.rand(4, 2, 8, 8)
+    assert DEFENCES["class-mean"](Means(0, class_means=means))(e, y, x, span)[5].equal(means[1])
+
+
+def test_ond_hurts_a_frozen_inverter_more_than_noise_of_its_size():
+    from gnime.inversion import ExpMI
+
+    inverter = ExpMI(1, 8, 4, 1, 16, 64)
+    e, y = torch.rand(32, 1, 8, 8), torch.randn(32, 4)
+    with torch.no_grad():
+        x = inverter(e, y)  # what it finds undefended is right
+    means = Means(3, variance=0.01, inverter=inverter)
+    found = {name: DEFENCES[name](means)(e, y, x, range(32)) for name in ("ond", "rnd")}
+    per_image = (found["ond"] - e).square().flatten(1).mean(1)
+    torch.testing.assert_close(per_image, torch.full((32,), 0.01))
+    with torch.no_grad():
+        error = {name: (inverter(seen, y) - x).square().mean().item() for name, seen in found.items()}
+    assert error["ond"] > 1.5 * error["rnd"]
+    assert all(parameter.grad is None for parameter in inverter.parameters())
+
+
+def test_class_means_by_hand():
+    maps = torch.tensor([[0.0, 1.0], [0.4, 0.6], [1.0, 1.0], [9.0, 9.0]]).view(4, 1, 1, 2)
+    logits = torch.tensor([[5.0, 0.0, 0.0], [4.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 7.0]])
+    from gnime.cli import resolve
+    from gnime.runtime import Device
+
+    found = evaluation.class_means(maps, logits, range(3), Device(resolve("eval", ["--gpu", "-1"])))
+    expected = torch.tensor([[0.2, 0.8], [1.0, 1.0], [1.4 / 3, 2.6 / 3]]).view(3, 1, 1, 2)
+    torch.testing.assert_close(found, expected)  # the third class has none: the mean of all
+
+
+def outcome(mse, spread=0.001):
+    return Outcome({"mse": mse, "mse_interval": [mse - spread, mse + spread]}, {}, torch.empty(0), None)
+
+
+def test_comparison_of_settings():
+    outcomes = {"predmi": outcome(0.08), "expmi": outcome(0.02), "gnime": outcome(0.05), "rnd": outcome(0.09)}
+    warnings = compare(outcomes)
+    leaks = [found.numbers["residual_leakage"] for found in outcomes.values()]
+    assert leaks == [0.0, 1.0, pytest.approx(0.5), pytest.approx(-1 / 6)]
+    assert len(warnings) == 1 and warnings[0].startswith("rnd: ") and "not converged" in warnings[0]
+    assert compare({"predmi": outcome(0.08), "rnd": outcome(0.0805)}) == [], "within the intervals"
+    alone = {"gnime": outcome(0.05)}
+    assert compare(alone) == [] and alone["gnime"].numbers["residual_leakage"] is None
