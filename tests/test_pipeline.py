@@ -254,10 +254,14 @@ def test_more_epochs_later_are_as_many_at_once(scripts, root_copy, tmp_path):
     again = shutil.copytree(root_copy, tmp_path / "again")
     shutil.rmtree(again / "models/def")
     shutil.rmtree(again / "models/inv")
-    (root_copy / "models/inv/digits_gnime_lrp.pt").unlink()  # of the injector that is trained further: refused
-    (root_copy / "models/inv/digits_gnime_lrp.state.pt").unlink()
     for root in (root_copy, again):
         assert scripts("train", root, "--epochs", 4)[0] == 0
+    for setting in ("rnd", "gnime"):  # their attackers saw what another injector sent, or noise of its size
+        code, line = scripts.fails("eval", root_copy, "--settings", setting)
+        assert code == 1 and f"digits_{setting}_lrp.pt: made with injector" in line
+        for left in (root_copy / "models/inv").glob(f"digits_{setting}_lrp*.pt"):
+            left.unlink()
+    for root in (root_copy, again):
         assert scripts("eval", root, "--epochs", 4, "--settings", "expmi", "gnime")[0] == 0
     for name in ("def/digits_lrp/injector", "inv/digits_expmi_lrp"):
         one, other = (load_checkpoint(root / f"models/{name}.pt") for root in (root_copy, again))
