@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -30,6 +30,7 @@ def run_for(root, *flags):
 # --- splits ----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(data.MINIMUM, 300_000), st.booleans())
 def test_splits_are_disjoint_and_cover(n, official):
     s = Splits.of(n, official)
