@@ -1,45 +1,84 @@
-"""Side by side in one run: A B A B ..., with what is needed to repeat it."""
+"""Side by side in one run: A B A B ..., each side in a process of its own, with what is needed to repeat it."""
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
 
-from gnime.runtime import provenance
+def options(about: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="smaller, within a minute on two cores")
+    parser.add_argument("--json", type=Path, help="keep the figures in this file")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (default: one for each core)")
+    parser.add_argument("--cpu-time", action="store_true",
+                        help="count processor seconds, not the clock's: with --threads 1, for a machine that others use too")
+    return parser.parse_args()
 
 
-def parser(about: str) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=about)
-    made.add_argument("--quick", action="store_true", help="smaller, within a minute on two cores")
-    made.add_argument("--json", type=Path, help="keep the figures in this file")
-    return made
+class Side:
+    """Work that is measured in its own process, so that neither side lives in the memory the other left."""
+
+    def __init__(self, build: Callable[[], Callable[[], object]], chosen: argparse.Namespace):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, build, chosen.threads, chosen.cpu_time), daemon=True)
+        self._process.start()
+        self._answer()
+
+    def seconds(self) -> float:
+        self._pipe.send("work")
+        return self._answer()
+
+    def _answer(self):
+        answer = self._pipe.recv()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
 
 
-def compare(plain: Callable[[], object], ours: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each, measured in turn, after one round that does not count."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in range(rounds + 1):
-        for side, work in enumerate((plain, ours)):
-            began = time.perf_counter()
+def _serve(pipe, build: Callable, threads: int, cpu_time: bool) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    clock = time.process_time if cpu_time else time.perf_counter
+    try:
+        work = build()
+        work()  # does not count
+        pipe.send(0.0)
+        while pipe.recv():
+            began = clock()
             work()
-            if i:
-                times[side].append(time.perf_counter() - began)
-    return times
+            pipe.send(clock() - began)
+    except Exception as error:
+        pipe.send(error)
 
 
 class Report:
     """Prints figures as they come, then one line for each claim."""
 
-    def __init__(self):
-        self.figures, self.claims = {}, []
-        self.made_on = provenance(f"CPU, {torch.get_num_threads()} threads")
+    def __init__(self, chosen: argparse.Namespace):
+        import torch
+
+        from gnime.runtime import provenance
+
+        torch.set_num_threads(chosen.threads)
+        self.chosen, self.figures, self.claims = chosen, {}, []
+        clock = "processor time" if chosen.cpu_time else "wall time"
+        self.made_on = provenance(f"CPU, {chosen.threads} threads") | {"clock": clock, "load": os.getloadavg()}
         print(json.dumps(self.made_on), flush=True)
 
     def times(self, name: str, seconds: list[float]) -> None:
@@ -47,19 +86,25 @@ class Report:
         self.figures[name] = {"min": low, "median": middle, "max": high, "n": len(seconds)}
         print(f"{name:<44} min {low:.4f}  median {middle:.4f}  max {high:.4f} s  (n={len(seconds)})", flush=True)
 
-    def ratio(self, claim: str, plain: list[float], ours: list[float], target: float) -> None:
-        """Median of the ratios of neighbouring measurements: what the machine does besides touches both."""
-        self.times(f"{claim}: plain", plain)
-        self.times(f"{claim}: ours", ours)
-        self.claim(claim, statistics.median(p / o for p, o in zip(plain, ours, strict=True)), target)
+    def compare(self, claim: str, names: tuple[str, str], builds: tuple[partial, partial], rounds: int, target: float) -> None:
+        """Measured in turn. The ratio is the median over neighbours: what else the machine does touches both."""
+        sides = [Side(build, self.chosen) for build in builds]
+        rows = [[side.seconds() for side in sides] for _ in range(rounds)]
+        for side in sides:
+            side.close()
+        theirs, ours = map(list, zip(*rows, strict=True))
+        for name, seconds in zip(names, (theirs, ours), strict=True):
+            self.times(f"{claim}: {name}", seconds)
+        self.claim(f"{claim}, {names[0]} / {names[1]}", statistics.median(a / b for a, b in rows), target)
 
     def claim(self, claim: str, measured: float, target: float, at_most: bool = False) -> None:
         good = measured <= target if at_most else measured >= target
         self.claims.append({"claim": claim, "measured": round(measured, 3), "target": target, "ok": good})
 
-    def finish(self, file: Path | None) -> None:
+    def finish(self) -> None:
         print()
         for c in self.claims:
             print(f"{c['claim']}  {c['measured']:.2f}  {c['target']}  {'ok' if c['ok'] else 'short'}")
-        if file:
-            file.write_text(json.dumps({"figures": self.figures, "claims": self.claims, **self.made_on}, indent=1) + "\n")
+        if self.chosen.json:
+            figures = {"figures": self.figures, "claims": self.claims, **self.made_on}
+            self.chosen.json.write_text(json.dumps(figures, indent=1) + "\n")
