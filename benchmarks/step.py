@@ -11,6 +11,7 @@ from plain import PlainClassifier, PlainExpMI, PlainPredMI, plain_two_player_ste
 
 from gnime.classifiers import Classifier
 from gnime.config import target
+from gnime.data import channels_last
 from gnime.injector import Injector, two_player_step
 from gnime.inversion import ExpMI, PredMI
 from gnime.networks import classifier_spec
@@ -25,7 +26,8 @@ def arranged(things, ours):
     """Networks and pictures as the software lays them out in memory."""
     if not ours:
         return things
-    return [thing.to(memory_format=torch.channels_last) if isinstance(thing, torch.nn.Module) or thing.ndim == 4 else thing
+    layout = {"memory_format": torch.channels_last}
+    return [thing.to(**layout) if isinstance(thing, torch.nn.Module) else channels_last(thing) if thing.ndim == 4 else thing
             for thing in things]
 
 

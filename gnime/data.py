@@ -182,7 +182,13 @@ def take(array: np.ndarray | Tensor, rows: Tensor | range, device: torch.device)
         got = got.float() / 255
     elif got.is_floating_point():
         got = got.float()
-    return got.contiguous(memory_format=torch.channels_last) if got.ndim == 4 else got
+    return channels_last(got) if got.ndim == 4 else got
+
+
+def channels_last(pictures: Tensor) -> Tensor:
+    """In channels-last order by its strides too: one channel is in both orders at once, which PyTorch takes for the
+    other, slow one, in all that follows."""
+    return pictures if pictures.stride(1) == 1 else pictures.clone(memory_format=torch.channels_last)
 
 
 def batches(sources: Sequence[np.ndarray | Tensor | None], rows: Sequence[Tensor | range], device: torch.device,
