@@ -15,6 +15,7 @@ from gnime.data import channels_last
 from gnime.injector import Injector, two_player_step
 from gnime.inversion import ExpMI, PredMI
 from gnime.networks import classifier_spec
+from gnime.runtime import keep_freed_memory
 from gnime.training import cross_entropy, mean_squared_error
 
 
@@ -23,9 +24,10 @@ def optimiser(network, ours):
 
 
 def arranged(things, ours):
-    """Networks and pictures as the software lays them out in memory."""
+    """Networks and pictures as the software lays them out in memory, and its way with memory."""
     if not ours:
         return things
+    keep_freed_memory()
     layout = {"memory_format": torch.channels_last}
     return [thing.to(**layout) if isinstance(thing, torch.nn.Module) else channels_last(thing) if thing.ndim == 4 else thing
             for thing in things]

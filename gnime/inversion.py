@@ -83,7 +83,7 @@ class TapProducts(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, taps = ctx.saved_tensors
-        (n, _, h, w), o = x.shape, dy.shape[1]
+        h, w, o = *x.shape[2:], dy.shape[1]
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         dtaps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
         for pixels, dout, dpixels in _images(taps, x, dy, dx):

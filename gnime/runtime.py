@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import ctypes
 import hashlib
 import math
 import os
@@ -61,6 +62,8 @@ class Device:
         if run.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+        if not cuda:
+            keep_freed_memory()
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")
 
@@ -95,6 +98,16 @@ class Device:
         cuda = self.torch.type == "cuda"
         name = torch.cuda.get_device_name(self.torch) if cuda else f"CPU, {torch.get_num_threads()} threads"
         return f"{name}, {self.precision}" + (f", {self.world} processes" if self.world > 1 else "")
+
+
+def keep_freed_memory() -> None:
+    """glibc hands large pieces back to the system when they are freed, and the next step faults every page in anew: a
+    quarter of a classifier's step. From here on up to 2 GB stay with the process. Elsewhere nothing is changed."""
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        allocator = ctypes.CDLL(None).mallopt
+        allocator(trim_threshold, 2**31 - 1)
+        allocator(mmap_threshold, 2**30)
 
 
 @contextlib.contextmanager

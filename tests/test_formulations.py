@@ -1,0 +1,90 @@
+"""The fast formulations against the plain ones, outputs and gradients, whichever of them a device and a shape get."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gnime import inversion
+from gnime.classifiers import Classifier
+from gnime.data import channels_last
+from gnime.inversion import TapProducts, _taps, folded_conv, upsample_conv
+
+
+def plain(x, weight, bias):
+    return F.conv2d(F.interpolate(x, scale_factor=2), weight, bias, padding=1)
+
+
+def products(x, weight, bias):
+    return TapProducts.apply(x, _taps(weight), bias)
+
+
+def with_gradients(function, inputs, cotangent):
+    inputs = [i.detach().clone().requires_grad_() for i in inputs]
+    output = function(*inputs)
+    return [output, *torch.autograd.grad(output, inputs, cotangent.to(output.dtype))]
+
+
+def close(found, expected, relative):
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one.double() - other).abs().max() <= relative * other.abs().max()
+
+
+@pytest.mark.parametrize("function", [folded_conv, products])
+@pytest.mark.parametrize(("shape", "outputs"), [((1, 3, 1, 1), 2), ((2, 5, 1, 4), 33), ((7, 16, 4, 4), 40), ((3, 2, 5, 3), 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_upsampling_convolutions(function, shape, outputs, layout, monkeypatch):
+    torch.manual_seed(0)
+    inputs = torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)
+    cotangent = torch.randn(shape[0], outputs, 2 * shape[2], 2 * shape[3])
+    expected = with_gradients(plain, [i.double() for i in inputs], cotangent)
+    monkeypatch.setattr(inversion, "CACHED", 9 * outputs * shape[2] * shape[3] * 3)  # three images at a time and a rest
+    laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
+    close(with_gradients(function, [i.double() for i in laid_out], cotangent), expected, 1e-13)
+    close(with_gradients(function, laid_out, cotangent), expected, 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = with_gradients(function, laid_out, cotangent)
+    assert found[0].dtype == torch.bfloat16
+    close(found, expected, 2e-2)
+
+
+@pytest.mark.parametrize(("taps", "shape", "lengths"), [
+    (2**14, (7, 16, 4, 4), [4, 3]),  # 2**20 / 2**14 = 64 pixels
+    (2**22, (7, 32, 4, 4), [4, 3]),  # 2 * 32 pixels at the least
+    (2**22, (2, 1, 8, 8), [1, 1]),  # an image at the least
+])
+def test_parts_are_few_images_each(taps, shape, lengths):
+    parts = inversion._images(torch.zeros(taps, 0), torch.zeros(shape))
+    assert [len(part) for part, in parts] == lengths
+
+
+def test_thin_convolutions_are_folded(monkeypatch):
+    used = []
+    monkeypatch.setattr(inversion, "folded_conv", lambda *inputs: used.append(len(inputs[1])))
+    for outputs in (1, 31, 32, 64):
+        upsample_conv(torch.zeros(1, 2, 2, 2), torch.zeros(outputs, 2, 3, 3), torch.zeros(outputs))
+    assert used == [1, 31]
+
+
+def test_a_classifier_in_training_is_its_layers_one_after_the_other():
+    torch.manual_seed(0)
+    network = Classifier(1, 8, 3, (4, 6), 5, dropout=0.5).double()
+    nn.init.normal_(network.conv0.bias, std=2.0)  # windows below zero throughout, and above
+    images, cotangent = torch.rand(9, 1, 8, 8, dtype=torch.double), torch.randn(9, 3, dtype=torch.double)
+    found = []
+    for forward in (network, lambda x: nn.Sequential.forward(network, x)):
+        torch.manual_seed(1)  # of dropout
+        logits = forward(images)
+        found.append([logits, *torch.autograd.grad(logits, list(network.parameters()), cotangent)])
+    close(*found, 1e-13)
+
+
+def test_one_channel_is_laid_out_for_what_follows():
+    picture = torch.rand(2, 1, 4, 4)
+    laid_out = channels_last(picture)
+    assert laid_out.equal(picture)
+    after = F.conv2d(laid_out, torch.zeros(3, 1, 3, 3), padding=1)
+    assert after.is_contiguous(memory_format=torch.channels_last)
+    again = channels_last(laid_out)
+    assert again.data_ptr() == laid_out.data_ptr()
