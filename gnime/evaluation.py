@@ -1,7 +1,8 @@
 """The settings side by side: for each, an attacker of its own trained on what it would see, and what it recovers."""
 
+import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from .data import CHUNK, Splits, resident
 from .defences import DEFENCES, Means
 from .networks import Trained, inverter_spec, obtain
 from .runtime import Device
-from .settings import Setting
+from .settings import SETTINGS, Setting
 from .training import Task, fit, mean_squared_error, through
 
 SHOWN = 8  # test images in the pictures
@@ -80,7 +81,8 @@ def protect(setting: Setting, attacker: Attacker, means: Means, device: Device, 
         return None
     if setting.defence == "none":
         return attacker.explanations
-    defence = DEFENCES[setting.defence](means)
+    variance = None if means.variance is None else setting.level * means.variance
+    defence = DEFENCES[setting.defence](replace(means, variance=variance))
     clean = attacker.explanations
     seen = scratch(tuple(clean.shape), np.float32, folder)
     sources = [clean, attacker.predictions, attacker.images]
@@ -149,17 +151,29 @@ def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+SAME = 0.1  # MSE, relative: two attackers of the same data may differ so much by their weights at the start
+
+
 def compare(outcomes: dict[str, Outcome]) -> list[str]:
     """Adds residual leakage to each outcome's numbers; returns warnings where the evaluation itself looks unsound."""
     mse = {name: outcome.numbers["mse"] for name, outcome in outcomes.items()}
+    interval = {name: outcome.numbers["mse_interval"] for name, outcome in outcomes.items()}
     warnings = []
     for name, outcome in outcomes.items():
         both = {"predmi", "expmi"} <= mse.keys()
         outcome.numbers["residual_leakage"] = (
             metrics.residual_leakage(mse[name], mse["predmi"], mse["expmi"]) if both else None)
-        if name != "predmi" and "predmi" in mse and mse[name] > mse["predmi"]:
-            low = outcome.numbers["mse_interval"][0]
-            if low > outcomes["predmi"].numbers["mse_interval"][1]:
-                warnings.append(f"{name}: its attacker does worse (MSE {mse[name]:.4f}) than one without explanations "
-                                f"({mse['predmi']:.4f}), which it could imitate: it has not converged; train it longer")
+        if name != "predmi" and "predmi" in mse and interval[name][0] > interval["predmi"][1]:
+            warnings.append(f"{name}: its attacker does worse (MSE {mse[name]:.4f}) than one without explanations "
+                            f"({mse['predmi']:.4f}), which it could imitate: it has not converged; train it longer")
+        if name != "expmi" and "expmi" in mse and outcome.numbers.get("distortion", 1.0) < 1e-9:
+            if abs(mse[name] / mse["expmi"] - 1) > SAME:
+                warnings.append(f"{name}: distorts nothing, but its attacker's MSE is {mse[name]:.4f} and the undefended "
+                                f"one's {mse['expmi']:.4f}: one of them has not converged; train them longer")
+    noisy = [name for name in outcomes if SETTINGS[name].defence in ("none", "rnd")]
+    noisy.sort(key=lambda name: outcomes[name].numbers["distortion"])
+    for less, more in itertools.pairwise(noisy):
+        if interval[more][1] < interval[less][0] and mse[more] < (1 - SAME) * mse[less]:
+            warnings.append(f"{more}: more noise than {less}, but its attacker recovers more (MSE {mse[more]:.4f} and "
+                            f"{mse[less]:.4f}): {less}'s has not converged; train it longer")
     return warnings

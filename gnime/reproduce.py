@@ -15,11 +15,10 @@ from .cli import guarded
 from .config import Run, Stage, Target, target
 from .errors import GnimeError, Stopped
 from .explainers import EXPLAINERS
-from .settings import SETTINGS
+from .settings import CONTROLS, SETTINGS
 
 RESULTS = Path("results")
 PAPER_SETTINGS = ("predmi", "expmi", "rnd", "gnime", "ond")
-CONTROLS = ("negative", "permutation", "class-mean")
 
 
 @dataclass(frozen=True)

@@ -343,12 +343,13 @@ def test_class_means_by_hand():
     torch.testing.assert_close(found, expected)  # the third class has none: the mean of all
 
 
-def outcome(mse, spread=0.001):
-    return Outcome({"mse": mse, "mse_interval": [mse - spread, mse + spread]}, {}, torch.empty(0), None)
+def outcome(mse, distortion=0.1, spread=0.001):
+    numbers = {"mse": mse, "mse_interval": [mse - spread, mse + spread], "distortion": distortion}
+    return Outcome(numbers, {}, torch.empty(0), None)
 
 
 def test_comparison_of_settings():
-    outcomes = {"predmi": outcome(0.08), "expmi": outcome(0.02), "gnime": outcome(0.05), "rnd": outcome(0.09)}
+    outcomes = {"predmi": outcome(0.08), "expmi": outcome(0.02, 0), "gnime": outcome(0.05), "rnd": outcome(0.09)}
     warnings = compare(outcomes)
     leaks = [found.numbers["residual_leakage"] for found in outcomes.values()]
     assert leaks == [0.0, 1.0, pytest.approx(0.5), pytest.approx(-1 / 6)]
@@ -356,3 +357,24 @@ def test_comparison_of_settings():
     assert compare({"predmi": outcome(0.08), "rnd": outcome(0.0805)}) == [], "within the intervals"
     alone = {"gnime": outcome(0.05)}
     assert compare(alone) == [] and alone["gnime"].numbers["residual_leakage"] is None
+
+
+@pytest.mark.parametrize("found, warned", [
+    ({"expmi": (0.02, 0), "rnd-0": (0.0215, 0), "rnd": (0.03, 0.1), "rnd-4": (0.05, 0.4)}, None),  # as it should be
+    ({"expmi": (0.02, 0), "rnd-0": (0.0225, 0)}, "rnd-0: distorts nothing"),
+    ({"expmi": (0.02, 0), "gnime": (0.03, 0)}, "gnime: distorts nothing"),  # an injector that learnt to do nothing
+    ({"rnd-4": (0.02, 0.4), "rnd": (0.03, 0.1)}, "rnd-4: more noise than rnd"),
+    ({"expmi": (0.03, 0), "rnd": (0.02, 0.1)}, "rnd: more noise than expmi"),
+    ({"rnd": (0.03, 0.1), "gnime": (0.02, 0.4)}, None),  # of another kind: nothing follows
+    ({"rnd": (0.0300, 0.1), "rnd-4": (0.0277, 0.4)}, None),  # within what seeds do
+])
+def test_an_evaluation_that_contradicts_itself_warns(found, warned):
+    warnings = compare({name: outcome(*numbers) for name, numbers in found.items()})
+    assert [w.startswith(warned) for w in warnings] == [True] * bool(warned), warnings
+
+
+def test_noise_levels_are_variances_of_gnimes_distortion(small_root, scripts, root_copy):
+    assert scripts("eval", root_copy, "--settings", "rnd-0", "rnd", "rnd-4", "gnime")[0] == 0
+    found = {name: numbers["distortion"] for name, numbers in results(root_copy)["settings"].items()}
+    assert found["rnd-0"] == 0 and found["rnd-4"] == pytest.approx(4 * found["rnd"], rel=0.15)
+    assert found["rnd"] == pytest.approx(found["gnime"], rel=0.15)
