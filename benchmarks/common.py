@@ -7,8 +7,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -81,21 +80,25 @@ class Report:
         self.made_on = provenance(f"CPU, {chosen.threads} threads") | {"clock": clock, "load": os.getloadavg()}
         print(json.dumps(self.made_on), flush=True)
 
-    def times(self, name: str, seconds: list[float]) -> None:
+    def times(self, name: str, seconds: Sequence[float]) -> None:
         low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
         self.figures[name] = {"min": low, "median": middle, "max": high, "n": len(seconds)}
         print(f"{name:<44} min {low:.4f}  median {middle:.4f}  max {high:.4f} s  (n={len(seconds)})", flush=True)
 
-    def compare(self, claim: str, names: tuple[str, str], builds: tuple[partial, partial], rounds: int, target: float) -> None:
-        """Measured in turn. The ratio is the median over neighbours: what else the machine does touches both."""
+    def compare(self, claim: str, names: Sequence[str], builds: Sequence[Callable], rounds: int, target: float,
+                other: str | None = None) -> None:
+        """Ours comes last, and is compared with the fastest of the rest, called `other` in the claim.
+
+        Measured in turn. The ratio is the median over neighbours: what else the machine does touches both.
+        """
         sides = [Side(build, self.chosen) for build in builds]
         rows = [[side.seconds() for side in sides] for _ in range(rounds)]
         for side in sides:
             side.close()
-        theirs, ours = map(list, zip(*rows, strict=True))
-        for name, seconds in zip(names, (theirs, ours), strict=True):
+        for name, seconds in zip(names, zip(*rows, strict=True), strict=True):
             self.times(f"{claim}: {name}", seconds)
-        self.claim(f"{claim}, {names[0]} / {names[1]}", statistics.median(a / b for a, b in rows), target)
+        ratios = [statistics.median(row[i] / row[-1] for row in rows) for i in range(len(builds) - 1)]
+        self.claim(f"{claim}, {other or names[0]} / ours", min(ratios), target)
 
     def claim(self, claim: str, measured: float, target: float, at_most: bool = False) -> None:
         good = measured <= target if at_most else measured >= target

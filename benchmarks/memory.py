@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import Report, parser
+from common import Report, options
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,9 +61,9 @@ def peak(n, size, script, root):
 
 
 def main():
-    options = parser(__doc__).parse_args()
-    small, large, size = (3000, 9000, 32) if options.quick else (5000, 50000, 128)
-    report = Report()
+    chosen = options(__doc__)
+    small, large, size = (3000, 9000, 32) if chosen.quick else (5000, 50000, 128)
+    report = Report(chosen)
     peaks = {}
     for n in (small, large):
         with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def main():
         growth = 100 * (peaks[script, large] / peaks[script, small] - 1)
         report.claim(f"{script}: growth of peak memory from {small} to {large} images, %", growth, 10, at_most=True)
     report.figures = {f"{script} {n}": kib for (script, n), kib in peaks.items()}
-    report.finish(options.json)
+    report.finish()
 
 
 if __name__ == "__main__":
