@@ -4,6 +4,9 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
+from .convolutions import Conv
+from .explainers.stack import apply, pool_first
+
 
 class Classifier(nn.Sequential):
     """Convolutions 3x3 with ReLU, each followed by 2x2 max pooling; two dense layers; logits.
@@ -22,7 +25,7 @@ class Classifier(nn.Sequential):
         parts: list[tuple[str, nn.Module]] = []
         widths = (channels, *convs)
         for i, (below, above) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-            parts += [(f"conv{i}", nn.Conv2d(below, above, 3, padding=1)), (f"relu{i}", nn.ReLU()),
+            parts += [(f"conv{i}", Conv(below, above)), (f"relu{i}", nn.ReLU()),
                       (f"pool{i}", nn.MaxPool2d(2))]
         flat = convs[-1] * (size >> len(convs)) ** 2
         parts += [("flatten", nn.Flatten())]
@@ -39,15 +42,7 @@ class Classifier(nn.Sequential):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, channels, size, size) in [0, 1] to logits (N, classes)."""
-        layers = list(self)
-        if self.training:  # max pooling and ReLU commute: fewer numbers to rectify
-            for i, layer in enumerate(layers):
-                if isinstance(layer, nn.MaxPool2d):
-                    layers[i - 1 : i + 1] = layer, layers[i - 1]
-        x = images
-        for layer in layers:
-            x = layer(x)
-        return x
+        return apply(pool_first(self) if self.training else self, images)
 
     def features(self, images: Tensor) -> Tensor:
         """(N, F): the layer that DeePSiM compares. Call in evaluation mode."""

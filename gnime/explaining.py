@@ -18,8 +18,8 @@ from .explainers import EXPLAINERS
 from .runtime import Device, exact, say, warn
 from .training import through
 
-# Maps of the first layers are the largest: on a CPU, so few images that they stay in its cache
-EXPLAIN_CHUNK = {"cpu": 16, "cuda": 256}
+# Few enough that the maps of the first layers do not fill the memory, many enough for one look at a dense layer's weights
+EXPLAIN_CHUNK = {"cpu": 64, "cuda": 256}
 
 
 def predictions(victim: nn.Module, data: Data, device: Device, run: Run) -> np.ndarray:

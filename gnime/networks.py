@@ -93,10 +93,10 @@ def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, see
                           and exists(state, root))
             if not unfinished:
                 load_into(network, found, path)
-                network.to(device.torch, memory_format=torch.channels_last).eval()
+                network.to(device.torch, memory_format=torch.channels_last)
                 epochs = f", {found.extra['epochs']} epochs" if found.ours else ""
                 say(f"{what:<13} {path}: found{epochs}")
-                return Trained(network, found.digest, found.extra if found.ours else {})
+                return Trained(_ready(network), found.digest, found.extra if found.ours else {})
         say(f"{what:<13} training, at most {stage.epochs} epochs, batch {stage.batch_size}")
         report = make(network, state)
         device.barrier()
@@ -109,7 +109,12 @@ def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, see
         digest = digest or load_checkpoint(path).digest
         score = f", best {report['score']:.4g} at epoch {report['best_epoch']}" if "score" in report else ""
         say(f"{what:<13} {path}: made in {report['seconds']:.0f} s, {report['epochs']} epochs{score}")
-        return Trained(network.eval(), digest, report)
+        return Trained(_ready(network), digest, report)
+
+
+def _ready(network: nn.Module) -> nn.Module:
+    """For use alone: nothing computes gradients of its weights."""
+    return network.eval().requires_grad_(False)
 
 
 def _check(path: Path, found: Checkpoint, spec: dict, identity: dict) -> None:

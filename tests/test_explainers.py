@@ -226,7 +226,7 @@ STACKS = {  # name: (image shape, layers)
 
 def test_stacks_use_every_layer():
     used = {type(layer) for _, parts in STACKS.values() for layer in layers(nn.Sequential(*parts))}
-    assert used == set(LAYERS)
+    assert used == set(LAYERS) - {nn.Dropout}
 
 
 @pytest.mark.filterwarnings("ignore:Using padding")  # torch on even kernels, same padding

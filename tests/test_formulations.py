@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnime import inversion
+from gnime import convolutions
 from gnime.classifiers import Classifier
+from gnime.convolutions import TapProducts, _taps, conv, folded_conv, upsample_conv
 from gnime.data import channels_last
-from gnime.inversion import TapProducts, _taps, folded_conv, upsample_conv
 
 
 def plain(x, weight, bias):
@@ -39,7 +39,7 @@ def test_upsampling_convolutions(function, shape, outputs, layout, monkeypatch):
     inputs = torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)
     cotangent = torch.randn(shape[0], outputs, 2 * shape[2], 2 * shape[3])
     expected = with_gradients(plain, [i.double() for i in inputs], cotangent)
-    monkeypatch.setattr(inversion, "CACHED", 9 * outputs * shape[2] * shape[3] * 3)  # three images at a time and a rest
+    monkeypatch.setattr(convolutions, "CACHED", 9 * outputs * shape[2] * shape[3] * 3)  # three images at a time and a rest
     laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
     close(with_gradients(function, [i.double() for i in laid_out], cotangent), expected, 1e-13)
     close(with_gradients(function, laid_out, cotangent), expected, 1e-5)
@@ -55,13 +55,50 @@ def test_upsampling_convolutions(function, shape, outputs, layout, monkeypatch):
     (2**22, (2, 1, 8, 8), [1, 1]),  # an image at the least
 ])
 def test_parts_are_few_images_each(taps, shape, lengths):
-    parts = inversion._images(torch.zeros(taps, 0), torch.zeros(shape))
+    parts = convolutions._images(torch.zeros(taps, 0), torch.zeros(shape))
     assert [len(part) for part, in parts] == lengths
+
+
+@pytest.mark.parametrize(("shape", "outputs"), [
+    ((2, 256, 4, 6), 128),  # Winograd's gradient, two patches by three
+    ((5, 128, 2, 2), 256),  # a patch
+    ((3, 256, 5, 4), 128),  # no whole patches: the library's
+    ((3, 40, 5, 4), 3),  # few outputs
+    ((2, 3, 4, 4), 5),
+])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)][: 2 + with_bias]
+    cotangent = torch.randn(shape[0], outputs, *shape[2:])
+    expected = with_gradients(lambda *given: F.conv2d(*given, padding=1), [i.double() for i in inputs], cotangent)
+    monkeypatch.setattr(convolutions, "CACHED", shape[2] * shape[3] * (shape[1] + outputs) // 2)  # two images and a rest
+    laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
+    close(with_gradients(conv, [i.double() for i in laid_out], cotangent), expected, 1e-13)
+    close(with_gradients(conv, laid_out, cotangent), expected, 1e-5)
+
+
+def test_which_convolutions_take_winograds_gradient():
+    used = {shape: "Winograd" in type(conv(torch.zeros(1, shape[0], *shape[2:], requires_grad=True),
+                                           torch.zeros(shape[1], shape[0], 3, 3)).grad_fn).__name__
+            for shape in ((128, 256, 4, 4), (256, 128, 16, 16), (128, 128, 8, 8), (256, 256, 4, 3), (512, 1, 8, 8))}
+    assert list(used.values()) == [True, True, False, False, False]
+
+
+def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
+    asked = []
+    monkeypatch.setattr(convolutions, "weight_gradient", lambda x, dy: asked.append(1))
+    x, weight = torch.zeros(1, 128, 2, 2, requires_grad=True), torch.zeros(256, 128, 3, 3)
+    assert torch.autograd.grad(conv(x, weight).sum(), x)[0].shape == x.shape
+    layer = convolutions.Conv(128, 256).eval()  # somebody else's tool on a classifier whose weights want gradients
+    torch.autograd.grad(layer(x).sum(), x)
+    assert not asked
 
 
 def test_thin_convolutions_are_folded(monkeypatch):
     used = []
-    monkeypatch.setattr(inversion, "folded_conv", lambda *inputs: used.append(len(inputs[1])))
+    monkeypatch.setattr(convolutions, "folded_conv", lambda *inputs: used.append(len(inputs[1])))
     for outputs in (1, 31, 32, 64):
         upsample_conv(torch.zeros(1, 2, 2, 2), torch.zeros(outputs, 2, 3, 3), torch.zeros(outputs))
     assert used == [1, 31]

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "gnime"
 LAYERS = [
     {"errors", "__init__"},
     {"config", "settings"},
-    {"runtime", "explainers", "classifiers", "inversion", "metrics"},
+    {"runtime", "explainers", "classifiers", "convolutions", "inversion", "metrics"},
     {"artifacts", "injector"},
     {"arrays"},
     {"sources"},
@@ -25,7 +25,7 @@ LAYERS = [
     {"cli"},
     {"reproduce"},
 ]
-PURE = {"classifiers", "inversion", "injector", "metrics", "explainers"}  # torch alone, and each other
+PURE = {"classifiers", "convolutions", "inversion", "injector", "metrics", "explainers"}  # torch alone, and each other
 
 
 def imports(path):

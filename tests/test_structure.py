@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # take the model as an argument and import torch alone, plus each other
-PURE = {"inversion", "injector", "classifiers", "metrics", "explainers", "explainers.grad", "explainers.gradcam",
-        "explainers.lrp", "explainers.stack"}
+PURE = {"convolutions", "inversion", "injector", "classifiers", "metrics", "explainers", "explainers.grad",
+        "explainers.gradcam", "explainers.lrp", "explainers.stack"}
 LIGHT = {"cli", "config", "errors", "settings", "explainers", "__init__"}  # the command line answers at once
 
 

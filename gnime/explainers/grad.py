@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .stack import apply, layers, minmax
+from .stack import apply, layers, minmax, pool_first
 
 
 def grad(model: nn.Module, images: Tensor) -> Tensor:
@@ -14,7 +14,7 @@ def grad(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         TypeError: the model has a layer that `stack.layers` does not take.
     """
-    stack = layers(model)
+    stack = pool_first(layers(model))
     with torch.enable_grad():
         x = images.detach().requires_grad_()
         score = apply(stack, x).amax(1).sum()  # images do not mix: one sum, one gradient for each

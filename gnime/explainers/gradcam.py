@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .stack import apply, layers, minmax
+from .stack import apply, layers, minmax, pool_first
 
 
 def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor:
@@ -24,10 +24,10 @@ def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor
     if not convolutions:
         raise ValueError("Grad-CAM needs a convolution, the model has none")
     cut = convolutions[-1] + 1
-    while cut < len(stack) and isinstance(stack[cut], (nn.ReLU, nn.Dropout)):
+    while cut < len(stack) and isinstance(stack[cut], nn.ReLU):
         cut += 1
     with torch.no_grad():
-        activation = apply(stack[:cut], images)
+        activation = apply(pool_first(stack[:cut]), images)
     with torch.enable_grad():
         activation.requires_grad_()
         score = apply(stack[cut:], activation).amax(1).sum()

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .stack import layers, minmax
+from .stack import layers, minmax, unflatten
 
 EPS = 1e-9
 
@@ -21,7 +21,7 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
         TypeError: the model has a layer that `stack.layers` does not take, a convolution padded with anything but zeros,
             or pooling with dilation.
     """
-    stack = [layer for layer in layers(model) if not isinstance(layer, nn.Dropout)]
+    stack = layers(model)
     for layer in stack:
         dilated = isinstance(layer, nn.MaxPool2d) and layer.dilation not in (1, (1, 1))
         if dilated or getattr(layer, "padding_mode", "zeros") != "zeros":
@@ -54,7 +54,7 @@ def _down(layer: nn.Module, a: Tensor, relevance: Tensor, first: bool) -> Tensor
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
         return _down_pool(layer, a, relevance)
     if isinstance(layer, nn.Flatten):
-        return relevance.reshape(a.shape)
+        return unflatten(a.shape, a.stride(), relevance)
     return relevance  # ReLU
 
 

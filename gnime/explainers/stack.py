@@ -1,5 +1,8 @@
 """A classifier as the list of its layers, and the scaling that every explanation ends with."""
 
+from collections.abc import Iterable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +10,8 @@ LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten,
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a feed-forward stack, in order; nested `nn.Sequential`s are opened.
+    """The layers of a feed-forward stack, in order and in evaluation mode: nested `nn.Sequential`s are opened, dropout is
+    left out.
 
     Raises:
         TypeError: a layer is none of `LAYERS`; the message names it.
@@ -19,7 +23,7 @@ def layers(model: nn.Module) -> list[nn.Module]:
             for child_name, child in module.named_children():
                 walk(child, f"{name}.{child_name}" if name else child_name)
         elif isinstance(module, LAYERS):
-            found.append(module)
+            found.extend([] if isinstance(module, nn.Dropout) else [module])
         else:
             known = ", ".join(kind.__name__ for kind in LAYERS)
             raise TypeError(f"layer {name or 'model'!r} is a {type(module).__name__}; explainers take nn.Sequential of {known}")
@@ -28,11 +32,28 @@ def layers(model: nn.Module) -> list[nn.Module]:
     return found
 
 
-def apply(stack: list[nn.Module], x: Tensor) -> Tensor:
-    """The output of the layers on `x`, in evaluation mode: dropout passes through."""
+def pool_first(stack: Iterable[nn.Module]) -> list[nn.Module]:
+    """The same function, and the same gradient, with fewer numbers to rectify: max pooling and ReLU commute."""
+    stack = list(stack)
+    for i in range(1, len(stack)):
+        if isinstance(stack[i], nn.MaxPool2d) and isinstance(stack[i - 1], nn.ReLU):
+            stack[i - 1], stack[i] = stack[i], stack[i - 1]
+    return stack
+
+
+def apply(stack: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """The output of the layers on `x`, one after the other."""
     for layer in stack:
-        x = x if isinstance(layer, nn.Dropout) else layer(x)
+        if isinstance(layer, nn.Flatten) and x.requires_grad:
+            x.register_hook(partial(unflatten, x.shape, x.stride()))
+        x = layer(x)
     return x
+
+
+def unflatten(shape: Sequence[int], strides: Sequence[int], values: Tensor) -> Tensor:
+    """What comes back through a flattening, in the order that its input has in memory: left in the flattened order,
+    which is another for channels-last networks, it would slow down all layers below."""
+    return values.new_empty_strided(shape, strides).copy_(values.reshape(shape))
 
 
 def minmax(e: Tensor, eps: float = 0.0) -> Tensor:
