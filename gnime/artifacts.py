@@ -41,7 +41,7 @@ class Paths:
     def inverter(self, setting: str, kind: str = "expmi") -> Path:
         """PredMI's inverter sees no explanation, so the explainers share it."""
         name = f"{self.target}_{setting}" + ("" if setting == "predmi" else f"_{self.xai}")
-        name += "_dense" if kind == "dense" else ""
+        name += "" if kind in ("predmi", "expmi") else f"_{kind}"
         return self.root / "models" / "inv" / f"{name}.pt"
 
 

@@ -14,6 +14,7 @@ from .arrays import scratch
 from .config import Run
 from .data import CHUNK, Splits, resident
 from .defences import DEFENCES, Means
+from .explaining import moments
 from .networks import Trained, inverter_spec, obtain
 from .runtime import Device
 from .settings import SETTINGS, Setting
@@ -112,6 +113,9 @@ def attack(name: str, kind: str, run: Run, attacker: Attacker, seen: np.ndarray 
     identity = identity | {"setting": name, "seed": run.seed, "official": run.official,
                            "stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}
     spec = inverter_spec(kind, run.target, shape, classes)
+    if kind == "standardised":
+        mean, std = moments(seen, attacker.train)
+        spec |= {"mean": mean, "std": std or 1.0}
     return obtain(path, run.root, spec, identity, stage, run.seed, device, path.stem.removeprefix(f"{run.target.name}_"), make)
 
 

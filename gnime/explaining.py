@@ -125,11 +125,12 @@ def _explain(function, victim: nn.Module, data: Data, chunk: int, device: Device
             yield maps
 
 
-def moments(array: np.ndarray, rows: range) -> tuple[float, float]:
+def moments(array: np.ndarray | Tensor, rows: range) -> tuple[float, float]:
     """Mean and standard deviation of all numbers in the rows, as scalars."""
     count = total = squared = 0.0
     for part in slices(rows, CHUNK):
-        values = np.asarray(array[part.start : part.stop], np.float64)
+        values = array[part.start : part.stop]
+        values = np.asarray(values.cpu() if isinstance(values, Tensor) else values, np.float64)
         count, total, squared = count + values.size, total + values.sum(), squared + np.square(values).sum()
     mean = total / count
     return float(mean), float(max(squared / count - mean**2, 0.0) ** 0.5)

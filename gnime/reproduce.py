@@ -38,7 +38,7 @@ class Reduced:
 
 
 _CLASSIFIER = Stage(epochs=6, batch_size=64, lr=1e-3, betas=(0.5, 0.999))
-_INVERTER = Stage(epochs=100, batch_size=64, lr=1e-3)
+_INVERTER = Stage(epochs=300, batch_size=64, lr=1e-3)
 REDUCED = {
     "mnist": Reduced(3000, _CLASSIFIER, Stage(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
     "cifar10": Reduced(3000, _CLASSIFIER, Stage(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
