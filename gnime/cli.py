@@ -23,13 +23,17 @@ EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", 
 STAGES = {"prepare": "classifier.", "train": "injector.", "eval": "inverter."}
 
 
-class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults in --help, where there is one and the help does not tell it itself."""
+
     def _get_help_string(self, action):
         told = action.default is None or action.default is False or "(default" in action.help
         return action.help if told else super()._get_help_string(action)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Bad usage is one line."""
+
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
 
@@ -40,7 +44,9 @@ def _default(number: str) -> str:
     return f"(default: {usual:g}" + (f"; faces and folders {faces:g}" if faces != usual else "") + f"; digits {digits:g})"
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for flags: whole numbers from `least` on, below 2^31."""
+
     def number(text: str) -> int:
         try:
             value = int(text)
@@ -63,39 +69,40 @@ def _positive(text: str) -> float:
     return value
 
 
-def _target_name(text: str) -> str:
+def target_name(text: str) -> str:
+    """A type for flags: what can be a folder in --datasets and a part of a file's name."""
     if not re.fullmatch(r"\w[\w .+-]*", text) or text.endswith((" ", ".")) or len(text.encode()) > 200:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder in --datasets")
     return text
 
 
 def _width(text: str) -> int:
-    value = _at_least(64)(text)
+    value = at_least(64)(text)
     if value % 64 or value > 65536:
         raise argparse.ArgumentTypeError(f"{value}: networks use fractions of it; give a multiple of 64, at most 65536")
     return value
 
 
 def parser(script: str) -> argparse.ArgumentParser:
-    made = _Parser(f"{script}.py", description=ABOUT[script], formatter_class=_Formatter, allow_abbrev=False)
+    made = Parser(f"{script}.py", description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
     made.add_argument("--version", action="version", version=f"gnime {__version__}")
     what = made.add_argument_group("what")
-    what.add_argument("--target", type=_target_name, default="digits", metavar="NAME",
+    what.add_argument("--target", type=target_name, default="digits", metavar="NAME",
                       help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets")
     what.add_argument("--xai", choices=EXPLAINERS, default="lrp", help="explainer")
-    what.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N images after the shuffle")
+    what.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
     what.add_argument("--image-size", type=int, choices=IMAGE_SIZES, metavar="S",
                       help=f"side of a folder target's images: {', '.join(map(str, IMAGE_SIZES))} (default: 128)")
-    what.add_argument("--seed", type=_at_least(0), default=0, help="of shuffle, weights, orders and noise")
+    what.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, weights, orders and noise")
     if script == "eval":
         what.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(DEFAULT_SETTINGS), metavar="SETTING",
                           help=f"of {', '.join(SETTINGS)} (default: {' '.join(DEFAULT_SETTINGS)})")
     if script == "prepare":
         what.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
     how = made.add_argument_group("training (defaults: the paper's)")
-    how.add_argument("--epochs", type=_at_least(1), metavar="N",
+    how.add_argument("--epochs", type=at_least(1), metavar="N",
                      help=f"{EPOCHS[script]} {_default(STAGES[script] + 'epochs')}")
-    how.add_argument("--batch-size", type=_at_least(1), metavar="N",
+    how.add_argument("--batch-size", type=at_least(1), metavar="N",
                      help=f"images a step {_default(STAGES[script] + 'batch_size')}")
     how.add_argument("--width", type=_width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
     if script == "train":
@@ -103,7 +110,7 @@ def parser(script: str) -> argparse.ArgumentParser:
                          help=f"of the attacker's error in the injector's loss {_default('weight')}")
     how.add_argument("--official", action="store_true", help="repeat the authors' release where it differs from the paper")
     where = made.add_argument_group("where")
-    where.add_argument("--gpu", type=_at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
+    where.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
     where.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: tf32 on CUDA, fp32 on the CPU)")
     where.add_argument("--deterministic", action="store_true", help="repeat exactly on CUDA too, slower")
     where.add_argument("--root", type=Path, default=Path(), help="holds datasets/, models/, aux/ and figures/")
