@@ -4,9 +4,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
-from .artifacts import writing
+from .artifacts import digest_of, writing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend comes first: there may be no screen
@@ -15,10 +16,13 @@ COLOURS = {"predmi": "#7f7f7f", "expmi": "#d62728", "rnd": "#ff7f0e", "ond": "#9
            "rnd-0": "#f5c6a0", "rnd-4": "#a04000", "negative": "#8c564b", "permutation": "#e377c2", "class-mean": "#17becf"}
 
 
-def _save(figure, path: Path) -> None:
+NOTE = "gnime-drawn-from"  # a PNG's text chunk
+
+
+def _save(figure, path: Path, note: str | None = None) -> None:
     try:
         with writing(path) as part:
-            figure.savefig(part, format="png", dpi=120, bbox_inches="tight")
+            figure.savefig(part, format="png", dpi=120, bbox_inches="tight", metadata={NOTE: note} if note else None)
     finally:
         plt.close(figure)
 
@@ -125,3 +129,77 @@ def training_curves(path: Path, losses: list, histories: dict[str, list], weight
     axis.legend(fontsize=8)
     figure.tight_layout()
     _save(figure, path)
+
+
+def seed_bars(path: Path, ours: dict, paper: dict) -> None:
+    """MSE over seeds: a panel per target, a group per explainer, a bar per setting, the paper's paler beside it.
+
+    ours: panel -> group -> setting -> numbers, one a seed. paper: likewise, (mean, standard deviation), or nothing.
+    The picture carries the digest of `(ours, paper)`; see `drawn_from`.
+    """
+    rows = _rows(ours)
+    most = max(sum(len(ours[panel]) for panel in row) for row in rows)
+    figure = plt.figure(figsize=(max(5.5, 3.4 * most), 2.7 * len(rows) + 0.7))
+    grid = figure.add_gridspec(len(rows), most)
+    drawn = {}
+    for i, row in enumerate(rows):
+        start = 0
+        for panel in row:
+            axis = figure.add_subplot(grid[i, start : start + len(ours[panel])])
+            start += len(ours[panel])
+            drawn |= _panel(axis, ours[panel], paper.get(panel, {}))
+            axis.set_title(panel, fontsize=10)
+        figure.axes[-len(row)].set_ylabel("MSE (higher: safer)", fontsize=9)
+    labels = [name for name in (*COLOURS, "paper") if name in drawn]
+    figure.legend([drawn[name] for name in labels], labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8,
+                  ncols=len(labels) if most > 2 else 4, frameon=False, title="mean and standard deviation over seeds",
+                  title_fontsize=9)
+    figure.tight_layout()
+    _save(figure, path, digest_of((ours, paper)))
+
+
+def _rows(panels: dict) -> list[list[str]]:
+    """Panels in rows of at most three groups: each in the first row that has room."""
+    rows: list[list[str]] = []
+    for panel, groups in panels.items():
+        row = next((row for row in rows if sum(len(panels[other]) for other in row) + len(groups) <= 3), None)
+        if row is None:
+            rows.append(row := [])
+        row.append(panel)
+    return rows
+
+
+def _panel(axis, groups: dict, paper: dict) -> dict:
+    """Draws one; returns what stands for each setting, and for the paper, in the legend."""
+    drawn, at, ticks, pale = {}, 0, [], {"alpha": 0.45, "hatch": "////", "edgecolor": "white", "linewidth": 0}
+    for title, bars in groups.items():
+        known = paper.get(title, {})
+        width = 0.45 if known else 0.9
+        ticks.append(at + (len(bars) - 1) / 2)
+        for name, numbers in bars.items():
+            style = {"width": width, "capsize": 2, "error_kw": {"linewidth": 1}}
+            spread = np.std(numbers, ddof=1) if len(numbers) > 1 else None
+            drawn[name] = axis.bar(at - (0.225 if known else 0), np.mean(numbers), yerr=spread, color=COLOURS[name], **style)
+            if name in known:
+                mean, spread = known[name]
+                axis.bar(at + 0.225, mean, yerr=spread, color=COLOURS[name], **pale, **style)
+                drawn["paper"] = plt.Rectangle((0, 0), 1, 1, facecolor="black", **pale)
+            at += 1
+        at += 1.5
+    axis.set_xticks(ticks, list(groups), fontsize=9)
+    axis.tick_params(axis="x", length=0)
+    axis.tick_params(axis="y", labelsize=8)
+    axis.grid(axis="y", linewidth=0.4, alpha=0.6)
+    axis.margins(x=0.02)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    return drawn
+
+
+def drawn_from(path: Path) -> str | None:
+    """The digest of the numbers that a chart was drawn from; None where there is no such chart."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(NOTE)
+    except (OSError, ValueError):
+        return None

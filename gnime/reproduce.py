@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--results", type=Path, default=RESULTS, help="one JSON per run")
     made.add_argument("--gpu", type=int, default=0, help="index of the CUDA device; -1 is the CPU")
     made.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default: tf32 on CUDA, fp32 on the CPU")
-    made.add_argument("--docs", action="store_true", help="write docs/results.md from the results, run nothing")
+    made.add_argument("--docs", action="store_true", help="write docs/results.md and its charts, run nothing")
     made.add_argument("--check", action="store_true", help="exit 1 where docs/results.md differs from the results")
     return made
 
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown or min(options.seeds) < 0:
         made.error(f"argument --targets or --seeds: {unknown or options.seeds}")
     if options.docs or options.check:
-        from .tables import check_docs, write_docs
+        from .docs import check_docs, write_docs
 
         return guarded("reproduce", lambda: check_docs(options.results) if options.check else write_docs(options.results))
     return guarded("reproduce", lambda: reproduce(options))

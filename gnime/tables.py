@@ -1,19 +1,15 @@
-"""docs/results.md from the files in `results/` alone: the paper's numbers beside ours, and what no run has measured."""
+"""The text of docs/results.md from runs: the paper's numbers beside ours, and what no run has measured. Pure."""
 
 import csv
-import difflib
-import json
+import itertools
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from .artifacts import write_text
-from .errors import GnimeError
 from .explainers import EXPLAINERS
 from .settings import SETTINGS
 
-DOCS = Path("docs/results.md")
 PAPER = Path("docs/table1.csv")
 METRICS = ("mse", "ssim", "tca", "deepsim")
 REDUCED_METRICS = ("mse", "psnr", "ssim", "accuracy", "tca", "deepsim", "distortion", "residual_leakage")
@@ -22,15 +18,12 @@ TITLES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "accuracy": "accuracy", 
 TARGETS = ("mnist", "cifar10", "celeba")  # of the paper's table; its ImageNet-100 is not a target of ours
 
 
-def read_results(folder: Path) -> dict[str, list[dict]]:
-    """preset -> runs, in the order of their file names."""
-    found: dict[str, list[dict]] = defaultdict(list)
-    for path in sorted(folder.glob("*/*.json")):
-        try:
-            found[path.parent.name].append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError:
-            raise GnimeError(f"{path}: not JSON; remove it and run python -m gnime.reproduce again") from None
-    return found
+def read_paper() -> dict[tuple[str, str, str, str], tuple[float, float]]:
+    """(target, explainer, setting, metric) -> the paper's (mean, standard deviation); PredMI is the same for all explainers."""
+    with PAPER.open(encoding="utf-8") as file:
+        rows = [(row, (float(row["mean"]), float(row["std"]))) for row in csv.DictReader(file)]
+    return {(row["target"], xai, row["setting"], row["metric"]): numbers for row, numbers in rows
+            for xai in ([row["xai"]] if row["xai"] else EXPLAINERS)}
 
 
 def _spread(values: Iterable[float | None], digits: int = 4) -> str:
@@ -45,28 +38,31 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
-def _group(runs: list[dict]) -> dict[tuple, list[dict]]:
+def group(runs: list[dict]) -> dict[tuple, list[dict]]:
     """Runs that differ in their seed alone: (target, xai, official) -> runs."""
     groups: dict[tuple, list[dict]] = defaultdict(list)
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run["seed"]):
         groups[run["target"], run["xai"], run["configuration"]["official"]].append(run)
     return groups
 
 
-def _values(runs: list[dict], setting: str, metric: str) -> list[float]:
-    values = [run["settings"][setting].get(metric) for run in runs if setting in run["settings"]]
-    return [value for value in values if value is not None]
+def values(runs: list[dict], setting: str, metric: str) -> list:
+    """A metric of every run that has it."""
+    found = [run["settings"][setting].get(metric) for run in runs if setting in run["settings"]]
+    return [value for value in found if value is not None]
+
+
+def _settings(runs: list[dict]) -> list[str]:
+    """What any of the runs has, in the order of `SETTINGS`."""
+    return [setting for setting in SETTINGS if any(setting in run["settings"] for run in runs)]
 
 
 def paper_tables(runs: list[dict]) -> list[str]:
     """Paper | ours | difference in the paper's standard deviations, cell by cell."""
-    with PAPER.open(encoding="utf-8") as file:
-        paper = {(row["target"], row["xai"], row["setting"], row["metric"]): (float(row["mean"]), float(row["std"]))
-                 for row in csv.DictReader(file)}
-    groups, lines = _group(runs), []
+    paper, groups, lines = read_paper(), group(runs), []
     for official in (False, True):
         mode = "authors' release repeated (`--official`)" if official else "default mode"
-        measured = {key: group for key, group in groups.items() if key[2] == official}
+        measured = {key: seeds for key, seeds in groups.items() if key[2] == official}
         if official and not measured:
             lines += [f"### {mode}", "", "Not measured yet, in any cell.", ""]
             continue
@@ -85,31 +81,75 @@ def paper_tables(runs: list[dict]) -> list[str]:
 
 
 def _cell(paper: dict, runs: list[dict], name: str, xai: str, setting: str, metric: str) -> list[str]:
-    known = paper.get((name, "" if setting == "predmi" else xai, setting, metric))
+    known = paper.get((name, xai, setting, metric))
     theirs = f"{known[0]:.4f} ± {known[1]:.4f}" if known else "-"
-    values = _values(runs, setting, metric)
-    if not values:
+    ours = values(runs, setting, metric)
+    if not ours:
         return [theirs, "not measured", ""]
-    gap = f"{(statistics.mean(values) - known[0]) / known[1]:+.1f}" if known and known[1] else ""
-    return [theirs, f"{_spread(values)} (n={len(values)})", gap]
+    gap = f"{(statistics.mean(ours) - known[0]) / known[1]:+.1f}" if known and known[1] else ""
+    return [theirs, f"{_spread(ours)} (n={len(ours)})", gap]
 
 
 def reduced_tables(runs: list[dict]) -> list[str]:
-    """Every setting, mean ± std over seeds, with the configuration beside the numbers."""
+    """Every setting, mean ± std over seeds and the spread over images, with the configuration beside the numbers."""
     lines = []
-    for (name, xai, official), group in sorted(_group(runs).items()):
-        first = group[0]
-        seeds = ", ".join(str(run["seed"]) for run in group)
+    for (name, xai, official), seeds in sorted(group(runs).items()):
         lines += [f"### {name}, {EXPLAINERS[xai].title}{', official' if official else ''}", "",
-                  f"Seeds {seeds}. {_configuration(first)}", ""]
-        settings = [setting for setting in SETTINGS if setting in first["settings"]]
-        rows = []
-        for setting in settings:
-            rows.append([setting] + [_spread(_values(group, setting, metric), 2 if metric == "psnr" else 4)
-                                     for metric in REDUCED_METRICS])
+                  f"Seeds {', '.join(str(run['seed']) for run in seeds)}. {_configuration(seeds[0])}", ""]
+        rows, spreads = [], []
+        for setting in _settings(seeds):
+            n = len(values(seeds, setting, "mse"))
+            label = setting if n == len(seeds) else f"{setting} (n={n})"
+            rows.append([label] + [_spread(values(seeds, setting, metric), 2 if metric == "psnr" else 4)
+                                   for metric in REDUCED_METRICS])
+            spreads.append([label, *_over_images(seeds, setting)])
         lines += _table(["setting", *(TITLES[m] for m in REDUCED_METRICS)], rows)
-        lines += [*_observations(group), ""]
+        lines += _table(["setting", "MSE over images: median [5 %, 95 %]", "mean: 95 % interval"], spreads)
+        lines += [*_observations(seeds), ""]
     return lines
+
+
+def _over_images(runs: list[dict], setting: str) -> list[str]:
+    """Quantiles of the test images' MSE, and the bootstrap interval of its mean: means over seeds."""
+    quantiles, interval = ([statistics.mean(numbers) for numbers in zip(*values(runs, setting, metric), strict=True)]
+                           for metric in ("mse_quantiles", "mse_interval"))
+    if not quantiles or not interval:
+        return ["-", "-"]
+    low, _, median, _, high = quantiles
+    return [f"{median:.4f} [{low:.4f}, {high:.4f}]", f"[{interval[0]:.4f}, {interval[1]:.4f}]"]
+
+
+def official_tables(runs: list[dict]) -> list[str]:
+    """Default mode against `--official`, seed by seed, over the seeds that both have."""
+    groups, lines = group(runs), []
+    for name, xai in sorted({key[:2] for key in groups}):
+        default, official = ({run["seed"]: run["settings"] for run in groups.get((name, xai, mode), [])}
+                             for mode in (False, True))
+        rows = []
+        for setting in SETTINGS:
+            both = [(default[seed][setting], official[seed][setting]) for seed in sorted(default.keys() & official.keys())
+                    if setting in default[seed] and setting in official[seed]]
+            if both:
+                percent = _spread((100 * (o["mse"] / d["mse"] - 1) for d, o in both), 1)
+                mse, ssim = ([_spread(side[metric] for side in sides) for sides in zip(*both, strict=True)]
+                             for metric in ("mse", "ssim"))
+                rows.append([setting, *mse, percent, *ssim, str(len(both))])
+        if rows:
+            head = ["setting", "MSE default", "MSE official", "difference, %", "SSIM default", "SSIM official", "n"]
+            lines += [f"### {name}, {EXPLAINERS[xai].title}: default mode against `--official`", "", *_table(head, rows),
+                      _authors_choices(name, xai), ""]
+    return lines
+
+
+def _authors_choices(name: str, xai: str) -> str:
+    """Which choices of the authors' release can have acted on which rows (`config.official_stage`, METHOD)."""
+    batches = ("predmi and expmi also batch 256 and betas (0.5, 0.999), rnd batch 256" if name in ("mnist", "cifar10")
+               else "predmi also betas (0.5, 0.999)")
+    pooled = "; all but predmi also Grad-CAM's channel weights averaged over a batch" if xai == "gradcam" else ""
+    return ("Can have acted on every row: one fixed order for classifiers and attackers, the test set as validation set (the "
+            f"default's validation images are trained on), Adam's epsilon. On some: {batches}{pooled}; gnime also the "
+            "standardised clean explanation in the injector's training, and with it rnd, rnd-4 and ond, whose distortion "
+            "is gnime's.")
 
 
 def _configuration(run: dict) -> str:
@@ -123,65 +163,66 @@ def _configuration(run: dict) -> str:
             f"torch {run['versions']['torch']}, commit {run['commit']}. `{command} --seeds ...`")
 
 
-def _observations(group: list[dict]) -> list[str]:
+def _observations(runs: list[dict]) -> list[str]:
     """In how many runs the comparisons that matter came out as they should."""
-    n, lines = len(group), []
-    runs = [run["settings"] for run in group]
-    have = set.intersection(*(set(run["settings"]) for run in group))
+    n, lines = len(runs), []
+    have = set.intersection(*(set(run["settings"]) for run in runs))
+    found = [run["settings"] for run in runs]
+
+    def held(*order: str, metric: str = "mse") -> int:
+        """Runs whose settings rise strictly in this order."""
+        return sum(all(r[low][metric] < r[high][metric] for low, high in itertools.pairwise(order)) for r in found)
+
     if {"expmi", "rnd", "gnime"} <= have:
-        held = sum(r["expmi"]["mse"] < r["rnd"]["mse"] < r["gnime"]["mse"] for r in runs)
-        lines.append(f"- MSE expmi < rnd < gnime: {held} of {n} runs.")
-        for metric in ("ssim", "tca"):
-            held = sum(r["expmi"][metric] > r["rnd"][metric] > r["gnime"][metric] for r in runs)
-            lines.append(f"- {TITLES[metric]} expmi > rnd > gnime: {held} of {n} runs.")
+        lines.append(f"- MSE expmi < rnd < gnime: {held('expmi', 'rnd', 'gnime')} of {n} runs.")
+        lines += [f"- {TITLES[metric]} expmi > rnd > gnime: {held('gnime', 'rnd', 'expmi', metric=metric)} of {n} runs."
+                  for metric in ("ssim", "tca")]
+    if {"rnd-0", "expmi"} <= have:
+        ratio = _spread([r["rnd-0"]["mse"] / r["expmi"]["mse"] for r in found], 3)
+        lines.append(f"- Control no noise: MSE {ratio} times expmi's (the same data: 1 but for first weights and order).")
+    if {"rnd-4", "rnd"} <= have:
+        lines.append(f"- Control noise of 4 times the distortion, MSE rnd < rnd-4: {held('rnd', 'rnd-4')} of {n} runs.")
     if {"negative", "expmi"} <= have:
-        leak = _spread([r["negative"]["residual_leakage"] for r in runs], 3)
+        leak = _spread([r["negative"]["residual_leakage"] for r in found], 3)
         lines.append(f"- Control 1 - e: residual leakage {leak} (undefended: 1 by definition).")
     if "permutation" in have:
-        plain, dense = (_spread([r["permutation"]["attackers"][kind] for r in runs]) for kind in ("expmi", "dense"))
-        leak = _spread([r["permutation"]["residual_leakage"] for r in runs], 3)
+        plain, dense = (_spread([r["permutation"]["attackers"][kind] for r in found]) for kind in ("expmi", "dense"))
+        leak = _spread([r["permutation"]["residual_leakage"] for r in found], 3)
         lines.append(f"- Control pixel permutation: MSE {plain} for the convolutional attacker, {dense} with a dense front "
-                     f"end; the better one recovers {leak} of the leak.")
+                     f"end; the one with the better validation error recovers {leak} of the leak.")
     if {"class-mean", "predmi"} <= have:
-        ratio = [r["class-mean"]["mse"] / r["predmi"]["mse"] for r in runs]
+        ratio = [r["class-mean"]["mse"] / r["predmi"]["mse"] for r in found]
         lines.append(f"- Control class mean: MSE {_spread(ratio, 3)} times PredMI's.")
-    warned = sum(bool(run["warnings"]) for run in group)
-    lines.append(f"- Runs with a warning that an attacker has not converged: {warned} of {n}.")
-    return lines
+    return [*lines, _warnings(runs)]
 
 
-def document(results: Path) -> str:
-    """The whole of docs/results.md."""
-    found = read_results(results)
-    lines = [
+def _warnings(runs: list[dict]) -> str:
+    """How many runs warn of themselves, and of which settings (`evaluation.compare`: "<setting>: ...")."""
+    counts = Counter(warning.split(":")[0] for run in runs for warning in run["warnings"])
+    names = ", ".join(f"{setting} {counts[setting]}" for setting in SETTINGS if counts[setting])
+    return (f"- Runs with a warning: {sum(bool(run['warnings']) for run in runs)} of {len(runs)}"
+            + (f" (warnings: {names})." if names else "."))
+
+
+def document(found: dict[str, list[dict]]) -> str:
+    """The whole of docs/results.md from preset -> runs."""
+    paper, reduced = found.get("paper", []), found.get("reduced", [])
+    return "\n".join([
         "# Results", "",
         "Written by `python -m gnime.reproduce --docs` from the files in `results/`, one per run. Mean ± standard deviation",
         "over seeds (victim, evaluation classifier, injector and attackers all reseeded). \"Not measured\": no run exists.", "",
         "## The paper's table", "",
         "Paper: Table 1 of Jeong et al., NeurIPS 2022, mean ± standard deviation of five runs. diff/std: ours minus the",
         "paper's, in the paper's standard deviations. Only runs at the paper's sizes and epochs appear here.", "",
-        *paper_tables(found.get("paper", [])),
+        *_chart("paper", paper), *paper_tables(paper), *official_tables(paper),
         "## Reduced configurations", "",
         "Smaller networks, fewer images and epochs, a larger learning rate: what a CPU can do. They show order and direction",
-        "on real data and are not comparable with the paper's table.", "",
-        *(reduced_tables(found.get("reduced", [])) or ["Not measured yet.", ""]),
-    ]
-    return "\n".join(lines).rstrip() + "\n"
+        "on real data and are not comparable with the paper's table. Over images: quantiles of the test images' MSE and the",
+        "bootstrap interval of their mean, each averaged over seeds.", "",
+        *_chart("reduced", reduced), *(reduced_tables(reduced) or ["Not measured yet.", ""]), *official_tables(reduced),
+    ]).rstrip() + "\n"
 
 
-def write_docs(results: Path) -> int:
-    write_text(DOCS, document(results))
-    print(f"{DOCS} written from {sum(map(len, read_results(results).values()))} runs")
-    return 0
-
-
-def check_docs(results: Path) -> int:
-    """0 where docs/results.md is what the results say, else 1 with the difference."""
-    committed = DOCS.read_text(encoding="utf-8") if DOCS.exists() else ""
-    measured = document(results).splitlines()
-    difference = list(difflib.unified_diff(committed.splitlines(), measured, str(DOCS), str(results), lineterm=""))
-    for line in difference[:20]:
-        print(line)
-    if difference:
-        print(f"{DOCS} differs from {results}/; run python -m gnime.reproduce --docs")
-    return 1 if difference else 0
+def _chart(preset: str, runs: list[dict]) -> list[str]:
+    alternative = "Mean squared error of what each setting's attacker recovers, by target and explainer"
+    return [f"![{alternative}](figures/bars_{preset}.png)", ""] if runs else []

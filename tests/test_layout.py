@@ -21,7 +21,7 @@ LAYERS = [
     {"networks", "explaining"},
     {"evaluation"},
     {"figures", "report", "tables"},
-    {"pipeline"},
+    {"pipeline", "docs"},
     {"cli"},
     {"reproduce"},
 ]

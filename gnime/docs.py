@@ -1,0 +1,94 @@
+"""docs/results.md and its charts from the files in `results/` alone: written, or compared with what is there."""
+
+import difflib
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from . import figures
+from .artifacts import digest_of, write_text
+from .errors import GnimeError
+from .explainers import EXPLAINERS
+from .settings import SETTINGS
+from .tables import document, group, read_paper, values
+
+DOCS = Path("docs/results.md")
+# of a run's file, what the tables read
+KINDS = {"target": str, "xai": str, "seed": int, "command": str, "commit": (str, type(None)), "settings": dict,
+         "warnings": list}
+PARTS = {"n": {"images", "train", "test"}, "configuration": {"official", "image", "width", "weight", "stages"},
+         "versions": {"torch"}, "hardware": {"cpu", "device"}}
+NUMBERS = {"mse", "ssim", "tca", "residual_leakage"}
+
+
+def read_result(path: Path) -> dict:
+    """One run's file.
+
+    Raises:
+        GnimeError: it is damaged, or no result.
+    """
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        whole = (all(isinstance(run[key], kind) for key, kind in KINDS.items()) and run["xai"] in EXPLAINERS
+                 and all(run[key].keys() >= names for key, names in PARTS.items())
+                 and all(setting in SETTINGS and numbers.keys() >= NUMBERS and numbers["mse"] > 0
+                         for setting, numbers in run["settings"].items()))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise GnimeError(f"{path}: damaged, or not a run's result; remove it and measure the run again")
+    return run
+
+
+def read_results(folder: Path) -> dict[str, list[dict]]:
+    """preset -> runs, in the order of their file names."""
+    found: dict[str, list[dict]] = defaultdict(list)
+    for path in sorted(folder.glob("*/*.json")):
+        found[path.parent.name].append(read_result(path))
+    return found
+
+
+def charts(found: dict[str, list[dict]]) -> dict[Path, tuple[dict, dict]]:
+    """Path of a preset's chart -> (ours, paper), each panel -> group -> setting -> MSE.
+
+    Ours are one number a seed; the paper's, beside runs at its sizes only, are mean and standard deviation.
+    """
+    made = {}
+    for preset, runs in found.items():
+        paper = read_paper() if preset == "paper" else {}
+        ours, theirs = defaultdict(dict), defaultdict(dict)
+        for (name, xai, official), seeds in sorted(group(runs).items(), key=lambda item: (item[0][2], item[0])):
+            panel, title = name + (", official" if official else ""), EXPLAINERS[xai].title
+            bars = {setting: values(seeds, setting, "mse") for setting in SETTINGS}
+            ours[panel][title] = {setting: numbers for setting, numbers in bars.items() if numbers}
+            known = {setting: paper.get((name, xai, setting, "mse")) for setting in ours[panel][title]}
+            theirs[panel][title] = {setting: numbers for setting, numbers in known.items() if numbers}
+        made[DOCS.parent / "figures" / f"bars_{preset}.png"] = dict(ours), dict(theirs)
+    return made
+
+
+def write_docs(results: Path) -> int:
+    """Writes docs/results.md and a chart for each preset that has runs."""
+    found = read_results(results)
+    drawn = charts(found)
+    for path, (ours, theirs) in drawn.items():
+        figures.seed_bars(path, ours, theirs)
+    write_text(DOCS, document(found))
+    print(*[f"{path} written" for path in (DOCS, *drawn)], f"from {sum(map(len, found.values()))} runs", sep="\n")
+    return 0
+
+
+def check_docs(results: Path) -> int:
+    """0 where docs/results.md and the charts are what the results say, else 1 with the differences."""
+    found = read_results(results)
+    committed = DOCS.read_text(encoding="utf-8") if DOCS.exists() else ""
+    difference = list(difflib.unified_diff(committed.splitlines(), document(found).splitlines(), str(DOCS), str(results),
+                                           lineterm=""))
+    wrong = [f"{DOCS} differs from {results}/"] if difference else []
+    wrong += [f"{path} is missing, or drawn from other results" for path, numbers in charts(found).items()
+              if figures.drawn_from(path) != digest_of(numbers)]
+    for line in difference[:20] + wrong:
+        print(line)
+    if wrong:
+        print("run python -m gnime.reproduce --docs")
+    return 1 if wrong else 0
