@@ -1,23 +1,26 @@
 """The paper's table, measured: `python -m gnime.reproduce` runs a matrix of targets, explainers and seeds.
 
 Every run goes through the code of the three scripts and leaves one JSON in `results/`. Stopped at any moment and
-started again, it goes on where it was. `--docs` writes docs/results.md from these files alone, `--check` compares.
+started again, it goes on where it was. `--docs` writes docs/results.md and its charts from these files alone, `--check`
+compares.
 """
 
 import argparse
 import json
+import math
+import os
 import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .cli import guarded
+from .cli import Formatter, Parser, at_least, guarded, target_name
 from .config import Run, Stage, Target, target
-from .errors import GnimeError, Stopped
+from .errors import GnimeError, Stopped, UsageError
 from .explainers import EXPLAINERS
 from .settings import CONTROLS, SETTINGS
 
-RESULTS = Path("results")
+PROGRAM = "python -m gnime.reproduce"
 PAPER_SETTINGS = ("predmi", "expmi", "rnd", "gnime", "ond")
 
 
@@ -48,100 +51,130 @@ REDUCED = {
 }
 
 
-def cell_run(script: str, options: argparse.Namespace, name: str, xai: str, seed: int) -> Run:
+def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...] = ()) -> Run:
     """The run of one script for one cell; explainers of one seed share a root, so images, victim and PredMI too."""
+    name, xai, seed = cell
     reduced = REDUCED.get(name) if options.preset == "reduced" else None
     if options.preset == "reduced" and reduced is None and name != "digits":
-        raise GnimeError(f"--targets {name}: no reduced configuration; there is one for digits, {', '.join(REDUCED)}")
+        raise UsageError(f"--targets {name}: no reduced configuration; there is one for digits, {', '.join(REDUCED)}")
     root = options.root / f"{options.preset}{'_official' if options.official else ''}_seed{seed}"
-    settings = tuple(dict.fromkeys([*options.settings, *(CONTROLS if options.controls else ())]))
     return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed,
-               reduced.limit if reduced else None, options.official, options.gpu, options.precision,
-               settings=settings if script == "eval" else ())
+               reduced.limit if reduced else None, options.official, options.gpu, options.precision, settings=settings)
 
 
-def result_path(options: argparse.Namespace, name: str, xai: str, seed: int) -> Path:
+def result_path(options: argparse.Namespace, cell: tuple[str, str, int]) -> Path:
+    """Where a cell's one JSON goes."""
+    name, xai, seed = cell
     mode = "_official" if options.official else ""
     return options.results / options.preset / f"{name}_{xai}{mode}_seed{seed}.json"
 
 
-def done(path: Path, settings: tuple[str, ...]) -> bool:
-    """Whether the cell's file is there and has all settings."""
-    return path.exists() and set(settings) <= json.loads(path.read_text())["settings"].keys()
-
-
-def run_cell(options: argparse.Namespace, name: str, xai: str, seed: int) -> None:
+def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...]) -> None:
+    """The three scripts for one cell, and its JSON: nothing in it is of this machine but the hardware's name."""
     from . import pipeline
     from .artifacts import Paths, write_text
 
-    for script, step in (("prepare", pipeline.prepare), ("train", pipeline.train), ("eval", pipeline.evaluate)):
-        run = cell_run(script, options, name, xai, seed)
-        step(run)
-    measured = json.loads((Paths(run).figures / "results.json").read_text())
-    for place in ("root", "datasets", "gpu"):  # of this machine, not of the result
+    pipeline.prepare(cell_run("prepare", options, cell))
+    pipeline.train(cell_run("train", options, cell))
+    run = cell_run("eval", options, cell, settings)
+    pipeline.evaluate(run)
+    measured = json.loads((Paths(run).figures / "results.json").read_text(encoding="utf-8"))
+    for place in ("root", "datasets", "gpu"):
         del measured["configuration"][place]
-    flags = ["--settings", *measured["settings"]] + ["--official"] * options.official
-    measured["command"] = " ".join(["python -m gnime.reproduce --preset", options.preset, "--targets", name, "--xai", xai,
-                                    "--seeds", str(seed), *flags])
-    write_text(result_path(options, name, xai, seed), json.dumps(measured, indent=1) + "\n")
+    flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2],
+             "--settings": " ".join(settings), "--precision": options.precision}
+    words = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
+    measured["command"] = " ".join([PROGRAM, *words] + ["--official"] * options.official)
+    write_text(result_path(options, cell), json.dumps(measured, indent=1) + "\n")
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Runs what has no result yet: seed by seed, so that whatever stops early leaves finished cells."""
-    from .runtime import say, stop_after
+    """Runs what has no result yet: seed by seed, so that whatever stops early leaves finished cells.
 
-    if options.budget:
-        stop_after(options.budget)
-    cells = [(name, xai, seed) for seed in options.seeds for name in options.targets for xai in options.xai]
-    for i, (name, xai, seed) in enumerate(cells, 1):
-        path = result_path(options, name, xai, seed)
-        wanted = cell_run("eval", options, name, xai, seed).settings
-        if done(path, wanted):
+    A cell that lacks a setting is evaluated again with those it has and those asked for: a file only grows.
+    """
+    from .docs import read_result
+    from .runtime import say, stop_after, time_is_up
+
+    stop_after(options.budget or math.inf)
+    asked = {*options.settings, *(CONTROLS if options.controls else ())}
+    cells = list(dict.fromkeys((name, xai, seed) for seed in options.seeds for name in options.targets for xai in options.xai))
+    for cell in cells:
+        cell_run("prepare", options, cell)  # refused before the first hour, not after it
+    _writable(options.results / options.preset)
+    for i, cell in enumerate(cells, 1):
+        path = result_path(options, cell)
+        there = read_result(path)["settings"].keys() if path.exists() else set()
+        if asked <= there:
             say(f"[{i}/{len(cells)}] {path}: found")
             continue
         say(f"[{i}/{len(cells)}] {path}")
         began = time.monotonic()
         try:
-            run_cell(options, name, xai, seed)
+            run_cell(options, cell, tuple(name for name in SETTINGS if name in asked | there))
         except Stopped as stopped:
+            if not time_is_up():  # Ctrl-C
+                raise
             say(f"{stopped}; {i - 1} of {len(cells)} cells are done")
             return 0
         say(f"[{i}/{len(cells)}] {path}: made in {time.monotonic() - began:.0f} s")
     return 0
 
 
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "Permission denied"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise GnimeError(f"--results: {folder} cannot be written ({reason}); choose another folder or mend its permissions")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser("python -m gnime.reproduce", description=__doc__.splitlines()[0],
-                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+    """The flags of `python -m gnime.reproduce`."""
+    made = Parser(PROGRAM, description=__doc__.splitlines()[0], formatter_class=Formatter, allow_abbrev=False)
     made.add_argument("--preset", choices=("paper", "reduced"), default="paper", help="the paper's sizes, or a CPU's")
-    made.add_argument("--targets", nargs="+", default=["mnist", "cifar10"], help="targets")
+    made.add_argument("--targets", nargs="+", type=target_name, default=["mnist", "cifar10"], help="targets")
     made.add_argument("--xai", nargs="+", choices=EXPLAINERS, default=list(EXPLAINERS), help="explainers")
-    made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one run each, all networks reseeded")
+    made.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], help="one run each, all networks reseeded")
     made.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(PAPER_SETTINGS), help="settings")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
     made.add_argument("--official", action="store_true", help="repeat the authors' release where it differs")
-    made.add_argument("--budget", type=float, help="seconds after which to stop where the work can be resumed")
+    made.add_argument("--budget", type=_seconds, metavar="SECONDS", help="after which to stop where the work can be resumed")
     made.add_argument("--root", type=Path, default=Path(".reproduce"), help="networks and arrays; may be deleted after")
     made.add_argument("--datasets", type=Path, default=Path("datasets"), help="data")
-    made.add_argument("--results", type=Path, default=RESULTS, help="one JSON per run")
-    made.add_argument("--gpu", type=int, default=0, help="index of the CUDA device; -1 is the CPU")
-    made.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default: tf32 on CUDA, fp32 on the CPU")
-    made.add_argument("--docs", action="store_true", help="write docs/results.md and its charts, run nothing")
-    made.add_argument("--check", action="store_true", help="exit 1 where docs/results.md differs from the results")
+    made.add_argument("--results", type=Path, default=Path("results"), help="one JSON per run")
+    made.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
+    made.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: tf32 on CUDA, fp32 on the CPU)")
+    instead = made.add_mutually_exclusive_group()
+    instead.add_argument("--docs", action="store_true", help="write docs/results.md and its charts, run nothing")
+    instead.add_argument("--check", action="store_true", help="exit 1 where docs/results.md or a chart is not of these results")
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
-    made = parser()
-    options = made.parse_args(arguments)
-    unknown = [name for name in options.targets if "/" in name or name.startswith(".")]
-    if unknown or min(options.seeds) < 0:
-        made.error(f"argument --targets or --seeds: {unknown or options.seeds}")
-    if options.docs or options.check:
+    """Runs, writes or compares; returns the exit code: 0, 1 for what the user must mend outside, 2 for bad usage."""
+    options = parser().parse_args(arguments)
+
+    def work() -> int:
+        if not (options.docs or options.check):
+            return reproduce(options)
         from .docs import check_docs, write_docs
 
-        return guarded("reproduce", lambda: check_docs(options.results) if options.check else write_docs(options.results))
-    return guarded("reproduce", lambda: reproduce(options))
+        return check_docs(options.results) if options.check else write_docs(options.results)
+
+    return guarded(PROGRAM, work)
 
 
 if __name__ == "__main__":
