@@ -145,10 +145,14 @@ def parser() -> argparse.ArgumentParser:
     """The flags of `python -m gnime.reproduce`."""
     made = Parser(PROGRAM, description=__doc__.splitlines()[0], formatter_class=Formatter, allow_abbrev=False)
     made.add_argument("--preset", choices=("paper", "reduced"), default="paper", help="the paper's sizes, or a CPU's")
-    made.add_argument("--targets", nargs="+", type=target_name, default=["mnist", "cifar10"], help="targets")
-    made.add_argument("--xai", nargs="+", choices=EXPLAINERS, default=list(EXPLAINERS), help="explainers")
-    made.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], help="one run each, all networks reseeded")
-    made.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(PAPER_SETTINGS), help="settings")
+    made.add_argument("--targets", nargs="+", type=target_name, default=["mnist", "cifar10"], metavar="TARGET",
+                      help="(default: mnist cifar10)")
+    made.add_argument("--xai", nargs="+", choices=EXPLAINERS, default=list(EXPLAINERS), metavar="XAI",
+                      help=f"explainers (default: {' '.join(EXPLAINERS)})")
+    made.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], metavar="SEED",
+                      help="one run each, all networks reseeded (default: 0 1 2)")
+    made.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(PAPER_SETTINGS), metavar="SETTING",
+                      help=f"of {', '.join(SETTINGS)} (default: {' '.join(PAPER_SETTINGS)})")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
     made.add_argument("--official", action="store_true", help="repeat the authors' release where it differs")
     made.add_argument("--budget", type=_seconds, metavar="SECONDS", help="after which to stop where the work can be resumed")
