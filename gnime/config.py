@@ -85,9 +85,9 @@ def official_stage(stage: Stage, target_name: str, network: str) -> Stage:
     stage = replace(stage, eps=1e-7)  # TensorFlow's Adam
     if target_name in ("mnist", "cifar10"):
         if network in ("predmi", "expmi"):
-            return replace(stage, batch_size=256, betas=(0.5, 0.999))
+            return replace(stage, batch_size=2 * stage.batch_size, betas=(0.5, 0.999))  # 256
         if network == "rnd":
-            return replace(stage, batch_size=256)
+            return replace(stage, batch_size=2 * stage.batch_size)
     elif network == "predmi":
         return replace(stage, betas=(0.5, 0.999))
     return stage

@@ -113,9 +113,8 @@ def attack(name: str, kind: str, run: Run, attacker: Attacker, seen: np.ndarray 
     identity = identity | {"setting": name, "seed": run.seed, "official": run.official,
                            "stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}
     spec = inverter_spec(kind, run.target, shape, classes)
-    if kind == "standardised":
-        mean, std = moments(seen, attacker.train)
-        spec |= {"mean": mean, "std": std or 1.0}
+    if kind == "centred":
+        spec |= {"mean": moments(seen, attacker.train)[0]}
     return obtain(path, run.root, spec, identity, stage, run.seed, device, path.stem.removeprefix(f"{run.target.name}_"), make)
 
 

@@ -120,21 +120,20 @@ class DenseExpMI(ExpMI):
         return super().forward(sorted_pixels, prediction)
 
 
-class StandardisedExpMI(ExpMI):
-    """ExpMI that sees explanations of mean 0 and standard deviation 1.
+class CentredExpMI(ExpMI):
+    """ExpMI that sees explanations of mean 0.
 
     The paper's attacker takes explanations as they are and learns slowly where most of their numbers are far from zero:
-    `1 - e` looks like a defence to it. To this one it is e with the sign turned. `mean`, `std`: of the explanations that
-    it is trained on, scalars; other arguments as ExpMI's.
+    `1 - e` looks like a defence to it. To this one it is e with the sign turned. `mean`: of the explanations that it is
+    trained on, a scalar; other arguments as ExpMI's.
     """
 
-    def __init__(self, *shapes: int, mean: float = 0.0, std: float = 1.0, **named: int):
+    def __init__(self, *shapes: int, mean: float = 0.0, **named: int):
         super().__init__(*shapes, **named)
         self.register_buffer("mean", torch.tensor(float(mean)))
-        self.register_buffer("std", torch.tensor(float(std)))
 
     def forward(self, explanation: Tensor, prediction: Tensor) -> Tensor:
-        return super().forward((explanation - self.mean) / self.std, prediction)
+        return super().forward(explanation - self.mean, prediction)
 
 
 def initialise(network: nn.Module) -> None:

@@ -12,12 +12,12 @@ from .classifiers import Classifier
 from .config import Stage, Target
 from .errors import GnimeError
 from .injector import Injector
-from .inversion import DenseExpMI, ExpMI, PredMI, StandardisedExpMI
+from .inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
 from .runtime import Device, derive, say
 from .training import state_path
 
 NETWORKS = {"classifier": Classifier, "predmi": PredMI, "expmi": ExpMI, "dense": DenseExpMI,
-            "standardised": StandardisedExpMI, "injector": Injector}
+            "centred": CentredExpMI, "injector": Injector}
 
 
 def classifier_spec(target: Target, classes: int) -> dict:

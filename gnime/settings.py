@@ -35,7 +35,7 @@ SETTINGS = {
         # explanation can say
         Setting("rnd-0", "control: no noise", "rnd", injector=True, level=0.0),
         Setting("rnd-4", "control: Gaussian noise, 4 times the distortion", "rnd", injector=True, level=4.0),
-        Setting("negative", "control: 1 - e", "negative", inverters=("expmi", "standardised")),
+        Setting("negative", "control: 1 - e", "negative", inverters=("expmi", "centred")),
         Setting("permutation", "control: secret pixel permutation", "permutation", inverters=("expmi", "dense")),
         Setting("class-mean", "control: mean explanation of the predicted class", "class-mean"),
     )

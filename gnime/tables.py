@@ -143,8 +143,9 @@ def official_tables(runs: list[dict]) -> list[str]:
 
 def _authors_choices(name: str, xai: str) -> str:
     """Which choices of the authors' release can have acted on which rows (`config.official_stage`, METHOD)."""
-    batches = ("predmi and expmi also batch 256 and betas (0.5, 0.999), rnd batch 256" if name in ("mnist", "cifar10")
-               else "predmi also betas (0.5, 0.999)")
+    batches = "predmi also betas (0.5, 0.999)"
+    if name in ("mnist", "cifar10"):
+        batches = "predmi and expmi also twice the batch and betas (0.5, 0.999), rnd twice the batch"
     pooled = "; all but predmi also Grad-CAM's channel weights averaged over a batch" if xai == "gradcam" else ""
     return ("Can have acted on every row: one fixed order for classifiers and attackers, the test set as validation set (the "
             f"default's validation images are trained on), Adam's epsilon. On some: {batches}{pooled}; gnime also the "
@@ -182,7 +183,7 @@ def _observations(runs: list[dict]) -> list[str]:
         lines.append(f"- Control no noise: MSE {ratio} times expmi's (the same data: 1 but for first weights and order).")
     if {"rnd-4", "rnd"} <= have:
         lines.append(f"- Control noise of 4 times the distortion, MSE rnd < rnd-4: {held('rnd', 'rnd-4')} of {n} runs.")
-    for name, what, kind, how in (("negative", "1 - e", "standardised", "that standardises what it sees"),
+    for name, what, kind, how in (("negative", "1 - e", "centred", "that subtracts the mean of what it sees"),
                                   ("permutation", "pixel permutation", "dense", "with a dense front end")):
         if name in have:
             tried = [r[name].get("attackers", {}) for r in found]

@@ -9,7 +9,7 @@ from gnime.classifiers import Classifier
 from gnime.config import TARGETS, target
 from gnime.convolutions import spread_conv, upsample_conv
 from gnime.injector import Injector
-from gnime.inversion import DenseExpMI, ExpMI, PredMI, StandardisedExpMI, sides
+from gnime.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI, sides
 from gnime.networks import NETWORKS, build, classifier_spec, injector_spec, inverter_spec
 
 RELATIVE = 1e-5  # of the largest entry
@@ -136,10 +136,10 @@ def test_dense_attacker_can_sort_shuffled_pixels():
     torch.testing.assert_close(dense(shuffled, prediction), ExpMI.forward(dense, explanation, prediction))
 
 
-def test_to_a_standardising_attacker_a_negative_is_the_explanation_with_its_sign_turned():
+def test_to_a_centring_attacker_a_negative_is_the_explanation_with_its_sign_turned():
     explanation, prediction = torch.rand(3, 2, 8, 8), torch.randn(3, 5)
-    same = StandardisedExpMI(2, 8, 5, channels=1, size=16, width=128, mean=0.3, std=0.2)
-    other = StandardisedExpMI(2, 8, 5, channels=1, size=16, width=128, mean=0.7, std=0.2)  # of 1 - e
+    same = CentredExpMI(2, 8, 5, channels=1, size=16, width=128, mean=0.3)
+    other = CentredExpMI(2, 8, 5, channels=1, size=16, width=128, mean=0.7)  # of 1 - e
     with torch.no_grad():
         for one, turned in zip(same.parameters(), other.parameters(), strict=True):
             turned.copy_(one)
@@ -147,7 +147,7 @@ def test_to_a_standardising_attacker_a_negative_is_the_explanation_with_its_sign
             seen = slice(64, 64 + 2 * 64) if layer is other.bottleneck else slice(None)
             layer.weight[:, seen].neg_()
     torch.testing.assert_close(other(1 - explanation, prediction), same(explanation, prediction))
-    torch.testing.assert_close(same(explanation, prediction), ExpMI.forward(same, (explanation - 0.3) / 0.2, prediction))
+    torch.testing.assert_close(same(explanation, prediction), ExpMI.forward(same, explanation - 0.3, prediction))
 
 
 def test_outputs_are_linear_and_predictions_matter():
@@ -194,8 +194,8 @@ def test_parameter_count(name):
 @pytest.mark.parametrize("make", [lambda: Classifier(3, 32, 10, (16, 24), 32, 0.5), lambda: PredMI(10, 3, 32, 128),
                                   lambda: ExpMI(3, 32, 10, 3, 32, 128), lambda: Injector(3, 32, 10, 128),
                                   lambda: DenseExpMI(3, 32, 10, 3, 32, 128),
-                                  lambda: StandardisedExpMI(3, 32, 10, 3, 32, 128)],
-                         ids=["classifier", "predmi", "expmi", "injector", "dense", "standardised"])
+                                  lambda: CentredExpMI(3, 32, 10, 3, 32, 128)],
+                         ids=["classifier", "predmi", "expmi", "injector", "dense", "centred"])
 def test_glorot_uniform_weights_zero_biases(make):
     checked = 0
     for layer in make().modules():
@@ -222,7 +222,7 @@ def test_weights_follow_from_seed_and_purpose():
 
 def test_every_network_is_rebuilt_from_its_specification():
     specs = [classifier_spec(target("digits"), 10), injector_spec(target("digits"), (1, 16), 10, 0.25, 0.5)]
-    specs += [inverter_spec(kind, target("digits"), (1, 16), 10) for kind in ("predmi", "expmi", "dense", "standardised")]
+    specs += [inverter_spec(kind, target("digits"), (1, 16), 10) for kind in ("predmi", "expmi", "dense", "centred")]
     assert {spec["network"] for spec in specs} == set(NETWORKS)
     for spec in specs:
         assert isinstance(build(spec), NETWORKS[spec["network"]])

@@ -342,7 +342,7 @@ def test_default_mode_against_official_by_hand():
 def test_choices_of_the_authors_that_can_have_acted(name, xai, batches, pooled):
     pair = [run_of(name=name, xai=xai, official=official, predmi=0.1) for official in (False, True)]
     text = "\n".join(tables.official_tables(pair))
-    assert ("predmi and expmi also batch 256" in text) is batches
+    assert ("predmi and expmi also twice the batch" in text) is batches
     assert ("averaged over a batch" in text) is pooled
     assert "one fixed order" in text and "gnime also the standardised clean explanation" in text
 
@@ -353,7 +353,7 @@ def test_observations_by_hand():
     two = run_of(1, predmi=0.1, expmi=0.02, rnd=0.05, gnime=0.05, rnd_0=0.022, rnd_4=0.04, negative=0.02, permutation=0.04,
                  class_mean=0.11, warnings=["rnd: x", "rnd: z"])
     for run, leak in ((one, 1.0), (two, 1.02)):
-        run["settings"]["negative"] |= {"residual_leakage": leak, "attackers": {"expmi": 0.03, "standardised": 0.02}}
+        run["settings"]["negative"] |= {"residual_leakage": leak, "attackers": {"expmi": 0.03, "centred": 0.02}}
         run["settings"]["permutation"] |= {"residual_leakage": 0.75, "attackers": {"expmi": 0.08, "dense": 0.04}}
     three = run_of(2, **{name.replace("-", "_"): numbers["mse"] for name, numbers in one["settings"].items()})
     for control in ("negative", "permutation"):
