@@ -95,7 +95,7 @@ def reduced_tables(runs: list[dict]) -> list[str]:
     lines = []
     for (name, xai, official), seeds in sorted(group(runs).items()):
         lines += [f"### {name}, {EXPLAINERS[xai].title}{', official' if official else ''}", "",
-                  f"Seeds {', '.join(str(run['seed']) for run in seeds)}. {_configuration(seeds[0])}", ""]
+                  f"Seeds {', '.join(str(run['seed']) for run in seeds)}. {_configuration(seeds)}", ""]
         rows, spreads = [], []
         for setting in _settings(seeds):
             n = len(values(seeds, setting, "mse"))
@@ -153,7 +153,9 @@ def _authors_choices(name: str, xai: str) -> str:
             "is gnime's.")
 
 
-def _configuration(run: dict) -> str:
+def _configuration(runs: list[dict]) -> str:
+    run = runs[0]
+    commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in runs))
     configuration, n, hardware = run["configuration"], run["n"], run["hardware"]
     stages = "; ".join(f"{name}: at most {stage['epochs']} epochs, batch {stage['batch_size']}, Adam {stage['lr']:g}"
                        for name, stage in configuration["stages"].items())
@@ -161,39 +163,44 @@ def _configuration(run: dict) -> str:
     command = run["command"].replace(f" --seeds {run['seed']}", "")
     return (f"{n['images']} images of {shape}; attackers train on {n['train']} and are tested on {n['test']}. Width "
             f"{configuration['width']}, a = {configuration['weight']:g}. {stages}. {hardware['cpu']}, {hardware['device']}, "
-            f"torch {run['versions']['torch']}, commit {run['commit']}. `{command} --seeds ...`")
+            f"torch {run['versions']['torch']}, commit {commits}. `{command} --seeds ...`")
 
 
 def _observations(runs: list[dict]) -> list[str]:
-    """In how many runs the comparisons that matter came out as they should."""
-    n, lines = len(runs), []
-    have = set.intersection(*(set(run["settings"]) for run in runs))
-    found = [run["settings"] for run in runs]
+    """In how many of the runs that have the settings the comparisons that matter came out as they should."""
 
-    def held(*order: str, metric: str = "mse") -> int:
+    def having(*names: str) -> list[dict]:
+        return [run["settings"] for run in runs if run["settings"].keys() >= {*names}]
+
+    def held(*order: str, metric: str = "mse") -> str:
         """Runs whose settings rise strictly in this order."""
-        return sum(all(r[low][metric] < r[high][metric] for low, high in itertools.pairwise(order)) for r in found)
+        found = having(*order)
+        rising = sum(all(r[low][metric] < r[high][metric] for low, high in itertools.pairwise(order)) for r in found)
+        return f"{rising} of {len(found)} runs."
 
-    if {"expmi", "rnd", "gnime"} <= have:
-        lines.append(f"- MSE expmi < rnd < gnime: {held('expmi', 'rnd', 'gnime')} of {n} runs.")
-        lines += [f"- {TITLES[metric]} expmi > rnd > gnime: {held('gnime', 'rnd', 'expmi', metric=metric)} of {n} runs."
+    def ratio(name: str, other: str) -> str:
+        return _spread([r[name]["mse"] / r[other]["mse"] for r in having(name, other)], 3)
+
+    lines = []
+    if having("expmi", "rnd", "gnime"):
+        lines.append(f"- MSE expmi < rnd < gnime: {held('expmi', 'rnd', 'gnime')}")
+        lines += [f"- {TITLES[metric]} expmi > rnd > gnime: {held('gnime', 'rnd', 'expmi', metric=metric)}"
                   for metric in ("ssim", "tca")]
-    if {"rnd-0", "expmi"} <= have:
-        ratio = _spread([r["rnd-0"]["mse"] / r["expmi"]["mse"] for r in found], 3)
-        lines.append(f"- Control no noise: MSE {ratio} times expmi's (the same data: 1 but for first weights and order).")
-    if {"rnd-4", "rnd"} <= have:
-        lines.append(f"- Control noise of 4 times the distortion, MSE rnd < rnd-4: {held('rnd', 'rnd-4')} of {n} runs.")
+    if having("rnd-0", "expmi"):
+        lines.append(f"- Control no noise: MSE {ratio('rnd-0', 'expmi')} times expmi's (the same data: 1 but for first "
+                     "weights and order).")
+    if having("rnd-4", "rnd"):
+        lines.append(f"- Control noise of 4 times the distortion, MSE rnd < rnd-4: {held('rnd', 'rnd-4')}")
     for name, what, kind, how in (("negative", "1 - e", "centred", "that subtracts the mean of what it sees"),
                                   ("permutation", "pixel permutation", "dense", "with a dense front end")):
-        if name in have:
+        if found := having(name):
             tried = [r[name].get("attackers", {}) for r in found]
             plain, other = (_spread(mse.get(attacker) for mse in tried) for attacker in ("expmi", kind))
             leak = _spread((r[name]["residual_leakage"] for r in found), 3)
             lines.append(f"- Control {what}: MSE {plain} for the paper's attacker, {other} for one {how}; the one with the "
                          f"better validation error recovers {leak} of the leak.")
-    if {"class-mean", "predmi"} <= have:
-        ratio = [r["class-mean"]["mse"] / r["predmi"]["mse"] for r in found]
-        lines.append(f"- Control class mean: MSE {_spread(ratio, 3)} times PredMI's.")
+    if having("class-mean", "predmi"):
+        lines.append(f"- Control class mean: MSE {ratio('class-mean', 'predmi')} times PredMI's.")
     return [*lines, _warnings(runs)]
 
 

@@ -364,14 +364,17 @@ def test_observations_by_hand():
         "- TCA expmi > rnd > gnime: 2 of 3 runs.",
         "- Control no noise: MSE 1.033 ± 0.058 times expmi's (the same data: 1 but for first weights and order).",
         "- Control noise of 4 times the distortion, MSE rnd < rnd-4: 2 of 3 runs.",
-        "- Control 1 - e: MSE 0.0300 ± 0.0000 for the paper's attacker, 0.0200 ± 0.0000 for one that standardises what it "
-        "sees; the one with the better validation error recovers 1.007 ± 0.012 of the leak.",
+        "- Control 1 - e: MSE 0.0300 ± 0.0000 for the paper's attacker, 0.0200 ± 0.0000 for one that subtracts the "
+        "mean of what it sees; the one with the better validation error recovers 1.007 ± 0.012 of the leak.",
         "- Control pixel permutation: MSE 0.0800 ± 0.0000 for the paper's attacker, 0.0400 ± 0.0000 for one with a dense front "
         "end; the one with the better validation error recovers 0.750 ± 0.000 of the leak.",
         "- Control class mean: MSE 0.967 ± 0.115 times PredMI's.",
         "- Runs with a warning: 2 of 3 (warnings: rnd 3, negative 1).",
     ]
     assert tables._observations([run_of(predmi=0.1)]) == ["- Runs with a warning: 0 of 1."]
+    some = tables._observations([one, run_of(1, predmi=0.1, expmi=0.02, rnd=0.03, gnime=0.05)])
+    assert some[0] == "- MSE expmi < rnd < gnime: 2 of 2 runs."
+    assert "- Control noise of 4 times the distortion, MSE rnd < rnd-4: 1 of 1 runs." in some, "of those that have it"
 
 
 def test_charts_by_hand(runner, monkeypatch):
