@@ -100,6 +100,14 @@ class Report:
         ratios = [statistics.median(row[i] / row[-1] for row in rows) for i in range(len(builds) - 1)]
         self.claim(f"{claim}, {other or names[0]} / ours", min(ratios), target)
 
+    def alone(self, name: str, build: Callable, rounds: int) -> list[float]:
+        """Seconds of something that is compared with nothing."""
+        side = Side(build, self.chosen)
+        seconds = [side.seconds() for _ in range(rounds)]
+        side.close()
+        self.times(name, seconds)
+        return seconds
+
     def claim(self, claim: str, measured: float, target: float, at_most: bool = False) -> None:
         good = measured <= target if at_most else measured >= target
         self.claims.append({"claim": claim, "measured": round(measured, 3), "target": target, "ok": good})

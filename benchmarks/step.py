@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from common import Report, options
 from plain import PlainClassifier, PlainExpMI, PlainPredMI, plain_two_player_step
+from torch.utils.flop_counter import FlopCounterMode
 
 from gnime.classifiers import Classifier
 from gnime.config import target
@@ -85,6 +86,24 @@ def victim_step(batch, ours, bf16=False):
     return supervised_step(network, cross_entropy, [x, label], ours, bf16)
 
 
+CEILING = 64, 128, 8, 256  # images, inputs, side, outputs of the convolution whose rate is taken for the processor's ceiling
+
+
+def ceiling():
+    """A convolution forward, which the library computes at the highest rate of all that these networks ask for."""
+    n, inputs, side, outputs = CEILING
+    x, weight = channels_last(torch.rand(n, inputs, side, side)), torch.rand(outputs, inputs, 3, 3)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return lambda: torch.nn.functional.conv2d(x, weight, padding=1)
+
+
+def products(step, batch) -> int:
+    """Additions and multiplications of the plain step's matrix products and convolutions."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        step(batch, False)()
+    return counter.get_total_flops()
+
+
 def main():
     chosen = options(__doc__)
     batch, rounds = (32, 2) if chosen.quick else (128, 5)
@@ -100,6 +119,13 @@ def main():
             name = f"{step.__name__.replace('_', ' ')} {'bf16' if bf16 else 'fp32'}"
             builds = partial(step, batch, False), partial(step, batch, True, bf16)
             report.compare(name, ("plain", "ours"), builds, rounds, goal)
+    n, inputs, side, outputs = CEILING
+    rate = 2 * 9 * n * inputs * side**2 * outputs / min(report.alone("convolution at the ceiling", ceiling, 20))
+    for step in (injector_step, predmi_step, victim_step):
+        name, count = step.__name__.replace("_", " "), products(step, batch)
+        ours = report.figures[f"{name} fp32: ours"]["median"]
+        print(f"{name}: {count / 1e9:.0f} G operations in the plain formulation, {count / rate:.2f} s at the ceiling of "
+              f"{rate / 1e9:.0f} G a second; ours takes {ours:.2f} s")
     report.finish()
 
 
