@@ -200,7 +200,9 @@ def _observations(runs: list[dict]) -> list[str]:
             lines.append(f"- Control {what}: MSE {plain} for the paper's attacker, {other} for one {how}; the one with the "
                          f"better validation error recovers {leak} of the leak.")
     if having("class-mean", "predmi"):
-        lines.append(f"- Control class mean: MSE {ratio('class-mean', 'predmi')} times PredMI's.")
+        lines.append(f"- Control class mean: MSE {ratio('class-mean', 'predmi')} times PredMI's. Of the single image it says "
+                     "nothing; what lies below 1 is what it says of the class, from the defender's images, and what ExpMI "
+                     "learns better from a prediction than PredMI.")
     return [*lines, _warnings(runs)]
 
 

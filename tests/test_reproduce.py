@@ -368,7 +368,8 @@ def test_observations_by_hand():
         "mean of what it sees; the one with the better validation error recovers 1.007 ± 0.012 of the leak.",
         "- Control pixel permutation: MSE 0.0800 ± 0.0000 for the paper's attacker, 0.0400 ± 0.0000 for one with a dense front "
         "end; the one with the better validation error recovers 0.750 ± 0.000 of the leak.",
-        "- Control class mean: MSE 0.967 ± 0.115 times PredMI's.",
+        "- Control class mean: MSE 0.967 ± 0.115 times PredMI's. Of the single image it says nothing; what lies below 1 is "
+        "what it says of the class, from the defender's images, and what ExpMI learns better from a prediction than PredMI.",
         "- Runs with a warning: 2 of 3 (warnings: rnd 3, negative 1).",
     ]
     assert tables._observations([run_of(predmi=0.1)]) == ["- Runs with a warning: 0 of 1."]
