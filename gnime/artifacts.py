@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,8 +124,10 @@ def alone(path: Path, device: Device | None = None, folder: bool = False) -> Ite
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        for left in path.parent.glob(".*.part" if folder else f".{path.stem}.*.part"):
-            left.unlink(missing_ok=True)
+        ours = re.compile(rf"\.{re.escape(path.stem)}(\.state)?{re.escape(path.suffix)}\.\d+\.part")
+        for left in path.parent.glob(".*.part"):
+            if folder or ours.fullmatch(left.name):
+                left.unlink(missing_ok=True)
         if device is not None:
             device.barrier()
         yield
@@ -254,7 +257,8 @@ def require(path: Path, found: dict, wanted: dict) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
             what = f"{key} {_short(found.get(key))}, this run has {_short(value)}"
-            raise GnimeError(f"{path}: made with {what}; give the same flags, or move it away, or choose another --root")
+            again = "it was trained anew: remove this file" if key in ("injector", "ond-defender") else "give the same flags"
+            raise GnimeError(f"{path}: made with {what}; {again}, or move it away, or choose another --root")
 
 
 def _short(value: object) -> str:

@@ -71,7 +71,7 @@ def _positive(text: str) -> float:
 
 def target_name(text: str) -> str:
     """A type for flags: what can be a folder in --datasets and a part of a file's name."""
-    if not re.fullmatch(r"\w[\w .+-]*", text) or text.endswith((" ", ".")) or len(text.encode()) > 200:
+    if not re.fullmatch(r"\w[\w .+-]*", text) or text.endswith((" ", ".", ".state")) or len(text.encode()) > 200:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder in --datasets")
     return text
 
@@ -132,6 +132,8 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
         chosen = replace(chosen, width=given.width)
     if getattr(given, "weight", None) is not None:
         chosen = replace(chosen, weight=given.weight)
+    if chosen.width < chosen.size:
+        made.error(f"argument --width: {chosen.width}: images of side {chosen.size} need at least {chosen.size}")
     settings = tuple(dict.fromkeys(getattr(given, "settings", ())))
     return Run(script, chosen, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
@@ -140,6 +142,9 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
 
 def main(script: str, arguments: list[str] | None = None) -> int:
     """Runs a script and returns its exit code: 0, 1 for what the user must mend outside, 2 for bad usage."""
+    for stream in (sys.stdout, sys.stderr):  # names may have letters that a terminal has not
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     run = resolve(script, arguments)
 
     def work() -> None:
@@ -163,8 +168,11 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
     except OSError as error:
         code, line = 1, f"{error.filename or 'file system'}: {error.strerror or error}"
     except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+        if "out of memory" in str(error) or "can't allocate memory" in str(error):
+            code, line = 1, "the device is out of memory; give a smaller --batch-size or --width, or --precision bf16"
+        elif "Connection closed by peer" in str(error):  # several processes: another says why
+            code, line = 1, "another process of this run stopped"
+        else:
             raise
-        code, line = 1, "the device is out of memory; give a smaller --batch-size or --width, or --precision bf16"
     print(f"{name}: error: {line}", file=sys.stderr)
     return code

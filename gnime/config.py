@@ -25,6 +25,10 @@ class Stage:
     eps: float = 1e-8
     patience: int = 10
 
+    def identity(self) -> list:
+        """What of it decides the weights after a given number of epochs."""
+        return [self.batch_size, self.lr, list(self.betas), self.eps, self.patience]
+
 
 @dataclass(frozen=True)
 class Target:
@@ -77,6 +81,10 @@ def target(name: str, image_size: int | None = None) -> Target:
     return replace(found, size=image_size) if image_size else found
 
 
+# controls that the release has not: trained as what they are compared with
+AS_EXPMI = ("rnd-0", "negative", "permutation", "class-mean")
+
+
 def official_stage(stage: Stage, target_name: str, network: str) -> Stage:
     """`stage` as the authors' release has it (METHOD: where the release differs, 4).
 
@@ -84,9 +92,9 @@ def official_stage(stage: Stage, target_name: str, network: str) -> Stage:
     """
     stage = replace(stage, eps=1e-7)  # TensorFlow's Adam
     if target_name in ("mnist", "cifar10"):
-        if network in ("predmi", "expmi"):
+        if network in ("predmi", "expmi", *AS_EXPMI):
             return replace(stage, batch_size=2 * stage.batch_size, betas=(0.5, 0.999))  # 256
-        if network == "rnd":
+        if network in ("rnd", "rnd-4"):
             return replace(stage, batch_size=2 * stage.batch_size)
     elif network == "predmi":
         return replace(stage, betas=(0.5, 0.999))
@@ -125,14 +133,23 @@ class Run:
         return stage
 
     def command(self, script: str) -> str:
-        """The command line of another script for the same data."""
+        """The command line of a script for the same data; of this run's own script, with everything it was given."""
         flags = {"--target": self.target.name, "--xai": self.xai, "--limit": self.limit, "--seed": self.seed or None,
                  "--width": self.target.width if self.target.width != target(self.target.name).width else None,
                  "--image-size": self.target.size if self.target.size != target(self.target.name).size else None,
                  "--root": None if self.root == Path() else self.root,
                  "--datasets": None if self.datasets == self.root / "datasets" else self.datasets, "--gpu": self.gpu}
+        switches = {"--official": self.official}
+        if script == self.script:
+            usual = target(self.target.name).weight
+            flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--precision": self.precision,
+                      "--weight": self.target.weight if script == "train" and self.target.weight != usual else None}
+            switches |= {"--deterministic": self.deterministic, "--skip-bad": self.skip_bad}
         words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
-        return " ".join(["python", f"{script}.py", *words] + (["--official"] if self.official else []))
+        words += [switch for switch, on in switches.items() if on]
+        if script == self.script and self.settings:
+            words += ["--settings", *self.settings]
+        return " ".join(["python", f"{script}.py", *words])
 
     def summary(self) -> str:
         """The resolved configuration in one line."""

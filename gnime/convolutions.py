@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 CACHED = 1 << 20  # numbers that stay in a processor's cache
 THIN = 32  # outputs of a convolution below which additions cost more than the products they replace
@@ -47,6 +48,7 @@ class WinogradGradient(torch.autograd.Function):
         return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         dx = dweight = None
@@ -171,6 +173,7 @@ class TapProducts(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, taps = ctx.saved_tensors

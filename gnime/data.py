@@ -17,6 +17,7 @@ from .sources import Source, decode, open_source
 
 CHUNK = 256  # images per slice when a whole set is gone through
 MINIMUM = 20  # images: below, a split would be empty
+MAXIMUM_CLASSES = 100_000
 RESIDENT = 0.25  # of the free memory of a CUDA device may hold one array
 
 
@@ -93,6 +94,9 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
                          f"({n},); remove both")
     if n < MINIMUM:
         raise GnimeError(f"{images.path}: {n} images; splits need at least {MINIMUM}")
+    if labels.rows.min() < 0 or labels.rows.max() >= MAXIMUM_CLASSES:
+        raise GnimeError(f"{labels.path}: labels from {labels.rows.min()} to {labels.rows.max()}; classes are numbered from 0 "
+                         f"to {MAXIMUM_CLASSES - 1} at most; remove it")
     numbers = images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1
     if images.rows.dtype != np.uint8 and not numbers:
         raise GnimeError(f"{images.path}: {images.rows.dtype} outside [0, 1]; images are uint8 or numbers in [0, 1]")

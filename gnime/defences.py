@@ -23,7 +23,7 @@ class Means:
         seed: of noise and permutation.
         injector: the trained noise injector.
         variance: mean squared distortion of GNIME on the test set; RND and OND distort as much.
-        inverter: an ExpMI trained on the defender's half, frozen.
+        inverter, inverter_digest: an ExpMI trained on the defender's half, frozen, and its file's identity.
         class_means: (classes, K, S, S) mean explanation of the defender's images by predicted class.
     """
 
@@ -31,6 +31,7 @@ class Means:
     injector: Injector | None = None
     variance: float | None = None
     inverter: nn.Module | None = None
+    inverter_digest: str = ""
     class_means: Tensor | None = None
 
 

@@ -110,8 +110,8 @@ def attack(name: str, kind: str, run: Run, attacker: Attacker, seen: np.ndarray 
                     seed=run.seed, shuffle=not run.official)
         return fit(task, state, run.root, identity | {"spec": spec}, device)
 
-    identity = identity | {"setting": name, "seed": run.seed, "official": run.official,
-                           "stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}
+    identity = identity | {"setting": name, "seed": run.seed, "official": run.official, "stage": stage.identity(),
+                           "precision": device.precision}
     spec = inverter_spec(kind, run.target, shape, classes)
     if kind == "centred":
         spec |= {"mean": moments(seen, attacker.train)[0]}

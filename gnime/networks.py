@@ -68,9 +68,12 @@ class Trained:
     network: nn.Module
     digest: str
     report: dict  # epochs, best epoch, score, history, seconds; empty for somebody else's file
+    made_by: dict  # what decided its weights; empty likewise
 
     def summary(self) -> dict:
-        return {"digest": self.digest, **{k: v for k, v in self.report.items() if k != "history"}}
+        """For `results.json`: how it was really trained, whatever this run's flags say."""
+        how = {k: self.made_by[k] for k in ("stage", "weight", "precision") if k in self.made_by}
+        return {"digest": self.digest, **how, **{k: v for k, v in self.report.items() if k != "history"}}
 
 
 def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, seed: int, device: Device, what: str,
@@ -97,7 +100,7 @@ def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, see
                 network.to(device.torch, memory_format=torch.channels_last)
                 epochs = f", {found.extra['epochs']} epochs" if found.ours else ""
                 say(f"{what:<13} {path}: found{epochs}")
-                return Trained(_ready(network), found.digest, found.extra if found.ours else {})
+                return Trained(_ready(network), found.digest, found.extra or {}, found.made_by or {})
         say(f"{what:<13} training, at most {stage.epochs} epochs, batch {stage.batch_size}")
         report = make(network, state)
         device.barrier()
@@ -110,7 +113,7 @@ def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, see
         digest = digest or load_checkpoint(path).digest
         score = f", best {report['score']:.4g} at epoch {report['best_epoch']}" if "score" in report else ""
         say(f"{what:<13} {path}: made in {report['seconds']:.0f} s, {report['epochs']} epochs{score}")
-        return Trained(_ready(network), digest, report)
+        return Trained(_ready(network), digest, report, made_by)
 
 
 def _ready(network: nn.Module) -> nn.Module:

@@ -67,12 +67,17 @@ def _classifier(name: str, path: Path, run: Run, data: Data, device: Device, mak
 
     def train_it(network: nn.Module, state: Path) -> dict:
         task = Task(name, network, stage, [images, labels], data.splits.defender, cross_entropy, validate, higher=True,
-                    seed=run.seed, shuffle=not run.official)
-        how = {"stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps, stage.patience]}
+                    seed=run.seed)
+        how = {"stage": stage.identity(), "precision": device.precision}
         return fit(task, state, run.root, identity | how | {"spec": spec}, device) | how
 
     spec = classifier_spec(run.target, len(data.classes))
-    return obtain(path, run.root, spec, identity, stage, run.seed, device, name, train_it, go_on=False)
+    found = obtain(path, run.root, spec, identity, stage, run.seed, device, name, train_it, go_on=False)
+    trained = found.report.get("epochs", stage.epochs)
+    if make and trained < stage.epochs and not found.report["early"]:
+        warn(f"{path} was trained for {trained} epochs, this run asks for {stage.epochs}: it is used as it is; remove it and "
+             f"what was made with it to train it anew")
+    return found
 
 
 def train(run: Run) -> None:
@@ -92,7 +97,7 @@ def train(run: Run) -> None:
     shape = tuple(explanations.rows.shape[1:3])
     spec = injector_spec(run.target, shape, len(data.classes), mean, std)
     identity = _injector_identity(run, data, victim, explanations.digest) | {
-        "weight": run.target.weight, "stage": [stage.batch_size, stage.lr, list(stage.betas), stage.eps]}
+        "weight": run.target.weight, "stage": stage.identity(), "precision": device.precision}
     arrays = [explanations.rows, logits, data.images]
     sources = [resident(array, device.torch) for array in arrays]
 
@@ -179,6 +184,8 @@ def _setting(setting: Setting, run: Run, paths: Paths, attacker: evaluation.Atta
     made_by = identity if setting.defence is None else shown_to
     if setting.injector:
         made_by = made_by | {"injector": injector.digest}
+    if setting.defence == "ond":
+        made_by = made_by | {"ond-defender": means.inverter_digest}
     with exact():
         seen = evaluation.protect(setting, attacker, means, device, run.root / "aux")
     tried, found = {}, {}
@@ -212,8 +219,9 @@ def _means(run: Run, paths: Paths, device: Device, data: Data, arrays: list, att
         cut = half.stop - max(1, len(half) // 10)
         defender = evaluation.Attacker(images, arrays[1], logits, explanations, half[: cut], half[cut:], half[:0])
         path = paths.inverter("ond-defender")
-        means.inverter = evaluation.attack("ond", "expmi", run, defender, explanations, identity | {"half": "defender"},
-                                           path, len(data.classes), device).network
+        made = evaluation.attack("ond", "expmi", run, defender, explanations, identity | {"half": "defender"}, path,
+                                 len(data.classes), device)
+        means.inverter, means.inverter_digest = made.network, made.digest
     return means
 
 
@@ -238,4 +246,4 @@ def _pictures(run: Run, paths: Paths, attacker: evaluation.Attacker, outcomes: d
     figures.metric_bars(paths.figures / "metrics.png", outcomes)
     losses = injector.report.get("history", []) if injector else []
     figures.training_curves(paths.figures / "training.png", losses, {name: o.history for name, o in outcomes.items()},
-                            run.target.weight)
+                            injector.made_by.get("weight", 0.0) if injector else 0.0)

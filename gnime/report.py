@@ -31,13 +31,33 @@ def _number(column: str, value: float | None) -> str:
     return f"{value:.2f}" if column == "psnr" else f"{value:.1%}" if column == "residual_leakage" else f"{value:.4f}"
 
 
+STAGE = ("epochs", "batch_size", "lr", "betas", "eps", "patience")
+
+
+def _as_trained(configuration: dict, networks: dict) -> dict:
+    """The configuration with classifiers' and injector's training as their files have it: other commands made them."""
+    stages = configuration["stages"]
+    for kind, name in (("classifier", "victim"), ("injector", "injector")):
+        if name not in networks:
+            continue
+        found = networks[name]
+        if "stage" not in found:  # somebody else's
+            stages[kind] = None
+            continue
+        epochs = max(stages[kind]["epochs"], found["epochs"]) if found.get("early") else found["epochs"]
+        stages[kind] = dict(zip(STAGE, [epochs, *found["stage"]], strict=True))
+    if "injector" in networks:
+        configuration["weight"] = networks["injector"].get("weight")
+    return configuration
+
+
 def write(run: Run, paths: Paths, device: Device, data: Data, outcomes: dict[str, Outcome], networks: dict,
           warnings: list[str], duration: str) -> None:
     """`results.json` with all that is needed to repeat the run, and the table as `results.csv`."""
     results = {
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
-        "configuration": run.describe(), "precision": device.precision, "command": run.command("eval"),
+        "configuration": _as_trained(run.describe(), networks), "precision": device.precision, "command": run.command("eval"),
         "settings": {name: {"title": SETTINGS[name].title, **outcome.numbers} for name, outcome in outcomes.items()},
         "networks": networks, "warnings": warnings, "duration": duration, **provenance(device.describe()),
     }

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch.distributed as dist
 from .config import Run
 from .errors import GnimeError, UsageError
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+PATIENCE = timedelta(days=7)  # one process may train an attacker, or wait for another run's artifact, while others wait for it
 
 
 def derive(seed: int, *purpose: object) -> int:
@@ -65,7 +66,7 @@ class Device:
         if not cuda:
             keep_freed_memory()
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
 
     def _choose(self, gpu: int) -> torch.device:
         if gpu < 0:
@@ -128,7 +129,10 @@ def average_gradients(network: torch.nn.Module, world: int) -> None:
     """Sums `.grad` over the processes; each has already scaled its losses by its share of the batch."""
     if world == 1:
         return
-    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    for parameter in network.parameters():
+        if parameter.grad is None:  # this process had none of the batch
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in network.parameters()]
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):

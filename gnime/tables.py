@@ -147,7 +147,7 @@ def _authors_choices(name: str, xai: str) -> str:
     if name in ("mnist", "cifar10"):
         batches = "predmi and expmi also twice the batch and betas (0.5, 0.999), rnd twice the batch"
     pooled = "; all but predmi also Grad-CAM's channel weights averaged over a batch" if xai == "gradcam" else ""
-    return ("Can have acted on every row: one fixed order for classifiers and attackers, the test set as validation set (the "
+    return ("Can have acted on every row: one fixed order for attackers, the test set as validation set (the "
             f"default's validation images are trained on), Adam's epsilon. On some: {batches}{pooled}; gnime also the "
             "standardised clean explanation in the injector's training, and with it rnd, rnd-4 and ond, whose distortion "
             "is gnime's.")

@@ -135,6 +135,11 @@ def fit(task: Task, path: Path, root: Path, identity: dict, device: Device) -> d
     Raises:
         GnimeError: a loss was not finite. Stopped: Ctrl-C.
     """
+    with Interrupt() as interrupt:
+        return _fit(task, path, root, identity, device, interrupt)
+
+
+def _fit(task: Task, path: Path, root: Path, identity: dict, device: Device, interrupt: Interrupt) -> dict:
     network, stage = task.network, task.stage
     run = Resumable(path, root, identity, [network], stage, device)
     (optimiser,), plain = run.optimisers, run.plain
@@ -142,7 +147,7 @@ def fit(task: Task, path: Path, root: Path, identity: dict, device: Device) -> d
     plain.setdefault("best_epoch", 0)
     bar = tqdm(total=stage.epochs, initial=min(plain["epoch"], stage.epochs), desc=task.name, unit="epoch",
                disable=None if device.rank == 0 else True, leave=False)
-    with Interrupt() as interrupt, bar:
+    with bar:
         while plain["epoch"] < stage.epochs and not _stale(plain, stage):
             epoch = plain["epoch"]
             order = permutation(len(task.rows), task.seed, task.name, "order", epoch if task.shuffle else 0) + task.rows.start
@@ -237,12 +242,18 @@ def play(game: Game, path: Path, root: Path, identity: dict, device: Device,
     Raises:
         GnimeError: a loss was not finite. Stopped: Ctrl-C.
     """
+    with Interrupt() as interrupt:
+        return _play(game, path, root, identity, device, every, checkpoint, interrupt)
+
+
+def _play(game: Game, path: Path, root: Path, identity: dict, device: Device, every: int, checkpoint: Callable[[int], None],
+          interrupt: Interrupt) -> dict:
     run = Resumable(path, root, identity, [game.injector, game.inverter], game.stage, device)
     plain, n = run.plain, len(game.rows)
     size = min(game.stage.batch_size, n)
     bar = tqdm(total=game.stage.epochs, initial=min(plain["epoch"], game.stage.epochs), desc="injector", unit="epoch",
                disable=None if device.rank == 0 else True, leave=False)
-    with Interrupt() as interrupt, bar:
+    with bar:
         while plain["epoch"] < game.stage.epochs:
             epoch = plain["epoch"]
             order = permutation(n, game.seed, "injector", "order", epoch)[: n // size * size] + game.rows.start

@@ -311,3 +311,8 @@ def test_ctrl_c_in_a_script(scripts, tmp_path, monkeypatch):
     code, out, _ = scripts("prepare", tmp_path, "--batch-size", "30")
     assert code == 0 and "goes on from epoch 1" in out
     assert load_checkpoint(tmp_path / "models/victim/digits.pt").extra["stage"][0] == 30
+
+
+def test_networks_too_narrow_for_their_images_are_refused(scripts, tmp_path):
+    code, line = scripts.fails("train", tmp_path, "--target", "celeba", "--width", 64, small=False)
+    assert code == 2 and "argument --width: 64: images of side 128 need at least 128" in line

@@ -378,3 +378,54 @@ def test_noise_levels_are_variances_of_gnimes_distortion(small_root, scripts, ro
     found = {name: numbers["distortion"] for name, numbers in results(root_copy)["settings"].items()}
     assert found["rnd-0"] == 0 and found["rnd-4"] == pytest.approx(4 * found["rnd"], rel=0.15)
     assert found["rnd"] == pytest.approx(found["gnime"], rel=0.15)
+
+
+# --- what a result says of itself ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_results_tell_how_networks_were_trained_whatever_the_last_flags(scripts, root_copy):
+    shutil.rmtree(root_copy / "models/def")
+    assert scripts("train", root_copy, "--weight", 7, "--batch-size", 16)[0] == 0
+    shutil.rmtree(root_copy / "models/inv")
+    assert scripts("eval", root_copy, "--batch-size", 8, "--settings", "expmi", "gnime")[0] == 0
+    found = results(root_copy)
+    assert found["configuration"]["weight"] == found["networks"]["injector"]["weight"] == 7
+    stages = found["configuration"]["stages"]
+    assert [stages["injector"][key] for key in ("epochs", "batch_size")] == [2, 16]
+    assert stages["classifier"]["epochs"] == 2 and found["networks"]["gnime"]["stage"][0] == 8
+    assert found["command"].endswith("--epochs 2 --batch-size 8 --settings expmi gnime")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_attackers_of_another_precision_or_another_ond_are_refused(scripts, root_copy):
+    code, line = scripts.fails("eval", root_copy, "--precision", "bf16", "--settings", "expmi")
+    assert code == 1 and "made with precision fp32, this run has bf16" in line
+    assert scripts("eval", root_copy, "--settings", "ond")[0] == 0
+    code, line = scripts.fails("eval", root_copy, "--settings", "ond", "--epochs", 4)  # the frozen inverter goes on
+    assert code == 1 and "digits_ond_lrp.pt: made with ond-defender" in line and "remove this file" in line
+
+
+def test_fewer_epochs_than_asked_for_are_said(scripts, root_copy, capsys):
+    assert scripts("prepare", root_copy)[0] == 0
+    assert main_warns(root_copy, capsys, 2) == []
+    warned = main_warns(root_copy, capsys, 9)
+    assert len(warned) == 2 and all("trained for 2 epochs, this run asks for 9" in line for line in warned)
+
+
+def main_warns(root, capsys, epochs):
+    from gnime.cli import main
+
+    capsys.readouterr()
+    flags = ["--target", "digits", "--gpu", "-1", "--limit", "60", "--width", "64", "--root", str(root)]
+    assert main("prepare", [*flags, "--epochs", str(epochs)]) == 0
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+
+
+@pytest.mark.parametrize("label", [-1, 10**7])
+def test_strangers_labels_are_looked_at(scripts, root_copy, label):
+    labels = hickle.load(root_copy / "aux/digits_labels.hkl")
+    labels[3] = label
+    hickle.dump(labels, root_copy / "aux/digits_labels.hkl")
+    code, line = scripts.fails("train", root_copy)
+    assert code == 1 and "digits_labels.hkl: labels from" in line

@@ -320,3 +320,12 @@ if __name__ == "__main__":
     trained, seen = both(sys.argv[1])
     torch.save({"networks": [network.state_dict() for network in trained], "histories": seen},
                Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")
+
+
+def test_a_process_without_rows_of_a_batch_takes_part_in_the_sum(monkeypatch):
+    from gnime import runtime
+
+    monkeypatch.setattr(runtime.dist, "all_reduce", lambda flat: flat.add_(1))  # what another process sends
+    network = torch.nn.Linear(2, 3)
+    runtime.average_gradients(network, world=2)
+    assert all((parameter.grad == 1).all() for parameter in network.parameters())

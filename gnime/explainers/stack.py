@@ -16,13 +16,13 @@ def layers(model: nn.Module) -> list[nn.Module]:
     Raises:
         TypeError: a layer is none of `LAYERS`; the message names it.
     """
-    found = []
+    found: list[nn.Module] = []
 
     def walk(module: nn.Module, name: str) -> None:
         if isinstance(module, nn.Sequential):
             for child_name, child in module.named_children():
                 walk(child, f"{name}.{child_name}" if name else child_name)
-        elif isinstance(module, LAYERS):
+        elif isinstance(module, LAYERS) and not getattr(module, "return_indices", False):
             found.extend([] if isinstance(module, nn.Dropout) else [module])
         else:
             known = ", ".join(kind.__name__ for kind in LAYERS)
@@ -53,6 +53,8 @@ def apply(stack: Iterable[nn.Module], x: Tensor) -> Tensor:
 def unflatten(shape: Sequence[int], strides: Sequence[int], values: Tensor) -> Tensor:
     """What comes back through a flattening, in the order that its input has in memory: left in the flattened order,
     which is another for channels-last networks, it would slow down all layers below."""
+    if 0 in strides:  # an expanded input: its numbers overlap
+        return values.reshape(shape)
     return values.new_empty_strided(shape, strides).copy_(values.reshape(shape))
 
 
