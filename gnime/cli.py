@@ -141,7 +141,10 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:
-    """Runs a script and returns its exit code: 0, 1 for what the user must mend outside, 2 for bad usage."""
+    """Runs a script and returns its exit code: 0, 1 for what the user must mend outside, 2 for bad usage.
+
+    Raises `SystemExit` with code 2 where the command line itself is refused, as argparse does.
+    """
     for stream in (sys.stdout, sys.stderr):  # names may have letters that a terminal has not
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

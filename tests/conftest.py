@@ -8,10 +8,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from gnime.cli import main  # noqa: E402
 
 HERE = Path(__file__).parent
+
+# hypothesis draws the same examples in every run, so that a change is judged by what it changes;
+# `pytest --hypothesis-profile default` explores new ones
+settings.load_profile("ci")
 
 
 def pytest_addoption(parser):
