@@ -46,8 +46,11 @@ class Paths:
         return self.root / "models" / "inv" / f"{name}.pt"
 
 
-def prepare_root(root: Path) -> None:
-    """Makes the folders of a root, or says in one line why it cannot."""
+def prepare_root(run: Run) -> None:
+    """Makes the folders of the run's root, or says in one line why it cannot; only prepare.py begins a root."""
+    root = run.root
+    if run.script != "prepare" and not root.exists():
+        raise GnimeError(f"--root {root}: no such folder; make it with: {run.command('prepare')}")
     for folder in ("models", "aux", "figures"):
         path = root / folder
         try:

@@ -22,20 +22,14 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.conv2d(x, weight, bias, padding=1)
     outputs, inputs = weight.shape[:2]
     if outputs < THIN < inputs:
-        grown = _overlap(x, weight.flip(2, 3).transpose(0, 1), x.shape[2:], 3, 1)
+        # as its transpose, which it equals with the taps turned: a matrix product, and a sum of what overlaps
+        turned = weight.flip(2, 3).transpose(0, 1).flatten(1)
+        products = x.permute(0, 2, 3, 1).flatten(1, 2) @ turned  # (N, H * W, O * 9)
+        grown = F.fold(products.transpose(1, 2), x.shape[2:], 3, padding=1)
         return grown if bias is None else grown + bias[:, None, None]
     if inputs * outputs >= WIDE and x.shape[2] % 2 == x.shape[3] % 2 == 0:
         return WinogradGradient.apply(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
-
-
-def _overlap(x: Tensor, weight: Tensor, size: tuple[int, int], kernel: int, stride: int) -> Tensor:
-    """conv_transpose2d(x, weight, stride=stride, padding=1) of this size: a matrix product, and a sum of what overlaps.
-
-    x (N, I, H, W), weight (I, O, kernel, kernel) with few outputs.
-    """
-    products = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.flatten(1)  # (N, H * W, O * kernel * kernel)
-    return F.fold(products.transpose(1, 2), size, kernel, stride=stride, padding=1)
 
 
 class WinogradGradient(torch.autograd.Function):

@@ -56,8 +56,8 @@ class Data:
     splits: Splits
 
 
-def load_images(run: Run, paths: Paths, make: bool, quiet: bool = False) -> Data:
-    """The run's images from `aux/`; `make` lets them be made from their source.
+def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: bool = False) -> Data:
+    """The run's images from `aux/`; where they are missing, they are made from `source`, if there is one.
 
     Raises:
         GnimeError: they are missing and may not be made, or what is there belongs to another run.
@@ -66,8 +66,8 @@ def load_images(run: Run, paths: Paths, make: bool, quiet: bool = False) -> Data
         if exists(paths.images, paths.root) and exists(paths.labels, paths.root):
             if not quiet:
                 say(f"images        {paths.images}: found")
-        elif make:
-            _make(run, paths)
+        elif source:
+            _make(run, paths, source)
         else:
             missing = paths.labels if paths.images.exists() else paths.images
             raise GnimeError(f"{missing} is missing; make it with: {run.command('prepare')}")
@@ -115,14 +115,30 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
                          f"prepare.py again")
 
 
-def _make(run: Run, paths: Paths) -> None:
+def found_source(run: Run) -> Source:
+    """The run's source, known to hold enough images; writes nothing.
+
+    Raises:
+        GnimeError: there is none, or it is empty.
+        UsageError: it, or --limit, is too small to split.
+    """
     source = open_source(run)
-    good = _good(run, paths, source)
-    available = len(good)
+    _enough(run, len(source.labels))
+    return source
+
+
+def _enough(run: Run, available: int) -> int:
     n = min(run.limit or available, available)
     if n < MINIMUM:
         flag = f"--limit {run.limit}" if run.limit is not None and run.limit < MINIMUM else f"target {run.target.name}"
         raise UsageError(f"{flag}: {n} images; the splits of defender and attacker need at least {MINIMUM}")
+    return n
+
+
+def _make(run: Run, paths: Paths, source: Source) -> None:
+    good = _good(run, paths, source)
+    available = len(good)
+    n = _enough(run, available)
     order = good[permutation(available, run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]]
     target = run.target
     record = _identity(run) | {"available": available}

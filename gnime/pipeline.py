@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from . import evaluation, figures, report
 from .artifacts import Paths, alone, exists, prepare_root, save_checkpoint
 from .config import PICTURE_EVERY, Run
-from .data import CHUNK, Data, load_images, resident, take
+from .data import CHUNK, Data, found_source, load_images, resident, take
 from .defences import Means
 from .errors import GnimeError
 from .explaining import load_explanations, moments, predictions
 from .networks import Trained, build, classifier_spec, injector_spec, inverter_spec, obtain
 from .runtime import Device, exact, say, seconds_since, warn
 from .settings import SETTINGS, Setting
+from .sources import Source
 from .training import Game, Task, cross_entropy, fit, play, through
 
 
 def _start(run: Run) -> tuple[Device, Paths]:
-    prepare_root(run.root)
     device = Device(run)
     say(f"{run.script}.py: {run.summary()}", f"device        {device.describe()}")
     return device, Paths(run)
@@ -31,7 +31,10 @@ def prepare(run: Run) -> None:
     """Victim, evaluation classifier, images, labels, explanations."""
     began = time.monotonic()
     device, paths = _start(run)
-    inputs = _inputs(run, paths, device, make=True)
+    there = exists(paths.images, paths.root) and exists(paths.labels, paths.root)
+    source = None if there or device.rank > 0 else found_source(run)  # refused before anything is made under the root
+    prepare_root(run)
+    inputs = _inputs(run, paths, device, source, make=True)
     _classifier("evaluation", paths.evaluation, run, inputs.data, device, make=True)
     load_explanations(run, paths, inputs.data, inputs.victim.network, inputs.victim.digest, device, make=True)
     say(f"done in {seconds_since(began)}; next: {run.command('train')}")
@@ -43,11 +46,11 @@ class _Inputs:
     victim: Trained
 
 
-def _inputs(run: Run, paths: Paths, device: Device, make: bool) -> _Inputs:
+def _inputs(run: Run, paths: Paths, device: Device, source: Source | None = None, make: bool = False) -> _Inputs:
     if device.rank == 0:
-        load_images(run, paths, make)
+        load_images(run, paths, source)
     device.barrier()
-    data = load_images(run, paths, make=False, quiet=True)
+    data = load_images(run, paths, quiet=True)
     return _Inputs(data, _classifier("victim", paths.victim, run, data, device, make))
 
 
@@ -84,7 +87,8 @@ def train(run: Run) -> None:
     """The noise injector."""
     began = time.monotonic()
     device, paths = _start(run)
-    inputs = _inputs(run, paths, device, make=False)
+    prepare_root(run)
+    inputs = _inputs(run, paths, device)
     data, victim = inputs.data, inputs.victim
     explanations = load_explanations(run, paths, data, victim.network, victim.digest, device, make=False)
     logits = predictions(victim.network, data, device, run)
@@ -141,7 +145,8 @@ def evaluate(run: Run) -> None:
     """Every setting's attacker, the table and the pictures."""
     began = time.monotonic()
     device, paths = _start(run)
-    inputs = _inputs(run, paths, device, make=False)
+    prepare_root(run)
+    inputs = _inputs(run, paths, device)
     data, victim = inputs.data, inputs.victim
     judge = _classifier("evaluation", paths.evaluation, run, data, device, make=False)
     explanations = load_explanations(run, paths, data, victim.network, victim.digest, device, make=False)

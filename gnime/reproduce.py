@@ -104,7 +104,7 @@ def reproduce(options: argparse.Namespace) -> int:
     _writable(options.results / options.preset)
     for i, cell in enumerate(cells, 1):
         path = result_path(options, cell)
-        there = read_result(path)["settings"].keys() if path.exists() else set()
+        there = _made_likewise(path, read_result(path), cell_run("eval", options, cell)) if path.exists() else set()
         if asked <= there:
             say(f"[{i}/{len(cells)}] {path}: found")
             continue
@@ -119,6 +119,16 @@ def reproduce(options: argparse.Namespace) -> int:
             return 0
         say(f"[{i}/{len(cells)}] {path}: made in {time.monotonic() - began:.0f} s")
     return 0
+
+
+def _made_likewise(path: Path, result: dict, run: Run) -> set[str]:
+    """The settings that a result has, if sizes and training are the run's: a file is of one configuration."""
+    wanted = json.loads(json.dumps(run.describe()))
+    for key in ("limit", "image", "width", "weight", "stages"):
+        if result["configuration"].get(key) != wanted[key]:
+            raise GnimeError(f"{path}: measured with {key} {json.dumps(result['configuration'].get(key))}, this run has "
+                             f"{json.dumps(wanted[key])}; move it away, or give another --results and --root")
+    return set(result["settings"])
 
 
 def _writable(folder: Path) -> None:

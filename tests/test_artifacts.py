@@ -15,6 +15,7 @@ import torch
 
 from gnime import arrays
 from gnime.artifacts import alone, digest_of, inside, load_checkpoint, prepare_root, save_checkpoint, write_text, writing
+from gnime.cli import resolve
 from gnime.errors import GnimeError
 from gnime.sources import decode
 from stress import malice
@@ -181,7 +182,7 @@ def test_links_out_of_the_root_are_refused(tmp_path):
     elsewhere.mkdir()
     (root / "models").symlink_to(elsewhere)
     with pytest.raises(GnimeError, match="leads out of --root"):
-        prepare_root(root)
+        prepare_root(resolve("prepare", ["--root", str(root)]))
     (root / "inner").symlink_to(root)
     assert inside(root / "inner" / "x", root)
 

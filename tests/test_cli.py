@@ -133,6 +133,16 @@ def test_a_root_that_cannot_be_written(scripts, tmp_path, script, at):
     assert (root / at).read_text() == "in the way"
 
 
+@pytest.mark.parametrize(("script", "flags", "message"), [
+    ("prepare", ["--target", "nowhere", "--width", "128"], "nowhere: no such folder"),
+    ("prepare", ["--limit", "1"], "--limit 1"),
+    ("train", [], "no such folder; make it with: python prepare.py"), ("eval", [], "make it with: python prepare.py")])
+def test_a_run_that_cannot_begin_makes_nothing(scripts, tmp_path, script, flags, message):
+    _, line = scripts.fails(script, tmp_path / "root", *flags)
+    assert message in line
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_artifacts_folder_that_cannot_be_made(scripts, root_copy):
     (root_copy / "models/victim/digits.pt").unlink()
     for left in (root_copy / "models/victim").iterdir():

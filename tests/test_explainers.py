@@ -355,6 +355,25 @@ def test_with_and_without_autograd(xai):
     assert tracked.grad is None
 
 
+@pytest.mark.parametrize("name", ["pooling first", "odd sides", "paddings by name", "nested, in place"])
+@pytest.mark.parametrize("xai", EXPLAINERS)
+@pytest.mark.filterwarnings("ignore:Using padding")
+def test_inference_mode(xai, name):
+    shape, parts = STACKS[name]
+    model, images = nn.Sequential(*parts), torch.rand(3, *shape)
+    explain = EXPLAINERS[xai].load()
+    expected = explain(model, images)
+    with torch.inference_mode():
+        torch.testing.assert_close(explain(model, images), expected)
+        torch.testing.assert_close(explain(model, images.clone()), expected)
+        assert torch.is_inference_mode_enabled()
+
+
+def test_lrp_refuses_what_its_epsilon_vanishes_in():
+    with pytest.raises(TypeError, match="float32"):
+        EXPLAINERS["lrp"].load()(small().half(), torch.rand(1, 3, 16, 16).half())
+
+
 @pytest.mark.parametrize("xai", EXPLAINERS)
 def test_shape_range_and_type(xai):
     model = small()

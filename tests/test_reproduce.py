@@ -238,8 +238,22 @@ def test_a_results_folder_that_cannot_be_written_is_found_before_the_work(runner
         assert code == 1 and "closed/reduced cannot be written" in line
 
 
+def of_the_cell(**changes):
+    options = reproduce.parser().parse_args(CELL)
+    return run_of(name="digits", xai="lrp", expmi=0.1) | {
+        "configuration": reproduce.cell_run("eval", options, ("digits", "lrp", 0)).describe() | changes}
+
+
+@pytest.mark.parametrize("changes", [{"width": 128}, {"limit": None}, {"weight": 2.0}, {"image": [1, 32, 32]}, {"stages": {}}])
+def test_a_result_of_another_configuration_is_not_taken_for_this_one(runner, changes):
+    write(runner, "reduced", of_the_cell(**changes))
+    code, line = runner.fails(*CELL, "--settings", "expmi")
+    assert code == 1 and f"digits_lrp_seed0.json: measured with {next(iter(changes))}" in line and "--results" in line
+    assert not runner.root.exists()
+
+
 def test_what_is_asked_twice_is_measured_once(runner):
-    write(runner, "reduced", run_of(name="digits", xai="lrp", expmi=0.1))
+    write(runner, "reduced", of_the_cell())
     code, out, _ = runner(*CELL, "--seeds", "0", "0", "--targets", "digits", "digits", "--settings", "expmi", "expmi")
     assert code == 0 and out.splitlines() == ["[1/1] results/reduced/digits_lrp_seed0.json: found"]
 

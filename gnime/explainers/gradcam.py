@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .stack import apply, layers, minmax, pool_first
 
 
+@torch.inference_mode(False)  # which would record nothing to differentiate
 def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor:
     """Mean over channels of A times its weight, scaled to [0, 1] per image.
 

@@ -9,6 +9,7 @@ from .stack import layers, minmax, unflatten
 EPS = 1e-9
 
 
+@torch.inference_mode(False)  # rare layers are unrolled by differentiating them
 def lrp(model: nn.Module, images: Tensor) -> Tensor:
     """Relevance of the whole vector of logits, scaled to [0, 1] per image and channel.
 
@@ -19,8 +20,10 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
 
     Raises:
         TypeError: the model has a layer that `stack.layers` does not take, a convolution padded with anything but zeros,
-            or pooling with dilation.
+            or pooling with dilation; or the images are float16, in which EPS is zero.
     """
+    if images.dtype == torch.float16:
+        raise TypeError("LRP needs numbers that 1e-9 can be added to; give model and images as float32")
     stack = layers(model)
     for layer in stack:
         dilated = isinstance(layer, nn.MaxPool2d) and layer.dilation not in (1, (1, 1))
@@ -80,7 +83,7 @@ def _down_pool(layer: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
         share = relevance.div_(F.avg_pool2d(a, 2).add_(EPS).mul_(4))
         return F.interpolate(share, scale_factor=2.0).mul_(a)
     with torch.enable_grad():
-        x = a.detach().requires_grad_()
+        x = a.detach().clone().requires_grad_()
         pooled = F.avg_pool2d(x, kernel, stride, layer.padding, layer.ceil_mode)
         share = relevance / (pooled.detach() + EPS)
         (back,) = torch.autograd.grad(pooled, x, share)
