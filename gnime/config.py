@@ -69,7 +69,7 @@ TARGETS = {
     "digits": Target("digits", channels=1, source="digits", size=16, convs=(32, 64), hidden=128, dropout=0.0,
                      features="pool", classifier=Stage(epochs=30, batch_size=32, lr=1e-3, betas=(0.5, 0.999)),
                      inverter=Stage(epochs=150, batch_size=32, lr=1e-3),
-                     injector=Stage(epochs=400, batch_size=64, lr=1e-3), weight=300.0, width=256),
+                     injector=Stage(epochs=250, batch_size=64, lr=1e-3), weight=300.0, width=256),
 }
 
 IMAGE_SIZES = (16, 32, 64, 128, 256)  # the networks halve and double: powers of two

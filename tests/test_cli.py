@@ -57,7 +57,7 @@ def test_help_answers_at_once(script):
 
 @pytest.mark.parametrize(("script", "words"), [
     ("prepare", ["(default: 100; digits 30)", "(default: 256; faces and folders 128; digits 32)"]),
-    ("train", ["(default: 500; digits 400)", "(default: 1024; faces and folders 128; digits 64)",
+    ("train", ["(default: 500; digits 250)", "(default: 1024; faces and folders 128; digits 64)",
                "(default: 100; faces and folders 500; digits 300)"]),
     ("eval", ["(default: 300; digits 150)", "(default: 128; digits 32)", "(default: predmi expmi rnd gnime)"])])
 def test_help_shows_the_defaults(script, words, capsys):
