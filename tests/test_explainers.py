@@ -217,6 +217,7 @@ STACKS = {  # name: (image shape, layers)
     "paddings by name": ((1, 6, 6), [*conv(1, 2, 3, padding="same"), *conv(2, 3, (2, 3), padding="same"),
                                      *conv(3, 2, 3, padding="valid"), *head(32)]),
     "pooling first": ((1, 8, 8), [nn.AvgPool2d(2), *conv(1, 3, 3, padding=1), *conv(3, 2, 3), *head(8)]),
+    "overlapping pooling first": ((1, 8, 8), [nn.AvgPool2d(3, 1), *conv(1, 2, 3), *head(32)]),
     "features as logits": ((2, 6, 6), [*conv(2, 3, 3, padding=1), nn.AvgPool2d(3), nn.Flatten()]),
     "no convolution": ((1, 4, 5), [nn.Flatten(), nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 3)]),
     "nested, in place": ((1, 8, 8), [nn.Dropout(0.5), nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True)),
@@ -355,7 +356,7 @@ def test_with_and_without_autograd(xai):
     assert tracked.grad is None
 
 
-@pytest.mark.parametrize("name", ["pooling first", "odd sides", "paddings by name", "nested, in place"])
+@pytest.mark.parametrize("name", ["overlapping pooling first", "odd sides", "paddings by name", "nested, in place"])
 @pytest.mark.parametrize("xai", EXPLAINERS)
 @pytest.mark.filterwarnings("ignore:Using padding")
 def test_inference_mode(xai, name):
