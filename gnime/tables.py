@@ -156,13 +156,14 @@ def _authors_choices(name: str, xai: str) -> str:
 def _configuration(runs: list[dict]) -> str:
     run = runs[0]
     commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in runs))
-    configuration, n, hardware = run["configuration"], run["n"], run["hardware"]
+    hardware = "; or ".join(dict.fromkeys(f"{run['hardware']['cpu']}, {run['hardware']['device']}" for run in runs))
+    configuration, n = run["configuration"], run["n"]
     stages = "; ".join(f"{name}: at most {stage['epochs']} epochs, batch {stage['batch_size']}, Adam {stage['lr']:g}"
                        for name, stage in configuration["stages"].items())
     shape = "x".join(map(str, configuration["image"]))
     command = run["command"].replace(f" --seeds {run['seed']}", "")
     return (f"{n['images']} images of {shape}; attackers train on {n['train']} and are tested on {n['test']}. Width "
-            f"{configuration['width']}, a = {configuration['weight']:g}. {stages}. {hardware['cpu']}, {hardware['device']}, "
+            f"{configuration['width']}, a = {configuration['weight']:g}. {stages}. {hardware}, "
             f"torch {run['versions']['torch']}, commit {commits}. `{command} --seeds ...`")
 
 
