@@ -1,6 +1,8 @@
+import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 # before torch: the networks here are small, and threads that wait for each other on a busy machine cost minutes
@@ -10,7 +12,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from gnime import figures, pipeline, reproduce  # noqa: E402
 from gnime.cli import main  # noqa: E402
+from gnime.config import target  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -80,3 +84,46 @@ def small_root(tmp_path_factory):
 @pytest.fixture
 def root_copy(small_root, tmp_path):
     return Path(shutil.copytree(small_root, tmp_path / "copy"))
+
+
+TINY = reproduce.Reduced(
+    60, *(replace(getattr(target("digits"), stage), epochs=2) for stage in ("classifier", "injector", "inverter")), width=64)
+
+
+class Runner:
+    """Calls the runner of the paper's table in a folder of its own, the digits cut to what `small_root` is."""
+
+    def __init__(self, capsys, folder):
+        self.capsys, self.folder = capsys, folder
+        self.result = folder / "results/reduced/digits_lrp_seed0.json"
+        self.root = folder / ".reproduce/reduced_seed0"
+
+    def __call__(self, *flags):
+        """(exit code, standard output, the lines of an error)."""
+        self.capsys.readouterr()
+        try:
+            code = reproduce.main([str(flag) for flag in flags])
+        except SystemExit as stopped:
+            code = stopped.code
+        out, err = self.capsys.readouterr()
+        return code, out, [line for line in err.splitlines() if not line.startswith("warning:")]
+
+    def fails(self, *flags):
+        """(exit code, the one line that says why)."""
+        code, _, lines = self(*flags)
+        assert len(lines) == 1 and lines[0].startswith("python -m gnime.reproduce: error: "), lines
+        return code, lines[0]
+
+    def measured(self):
+        return json.loads(self.result.read_text())
+
+
+@pytest.fixture
+def runner(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(reproduce.REDUCED, "digits", TINY)
+    monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
+    monkeypatch.setattr(figures, "injector_losses", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(HERE.parent / "docs/table1.csv", tmp_path / "docs")
+    return Runner(capsys, tmp_path)

@@ -1,4 +1,4 @@
-"""The runner of the paper's table: stopped and continued, refused, and what it writes, against numbers worked out by hand.
+"""The runner of the paper's table: stopped and continued, and what it refuses.
 
 The digits are cut to what `small_root` is, so that the scripts' own results are the oracle of a cell.
 """
@@ -9,64 +9,16 @@ import os
 import shlex
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from helpers import Killed, run_of, write
 
-from gnime import docs, figures, pipeline, reproduce, tables, training
-from gnime.config import target
-from gnime.reproduce import Reduced, main
+from gnime import docs, reproduce, training
 
 REPOSITORY = Path(__file__).parent.parent
-TINY = Reduced(60, *(replace(getattr(target("digits"), stage), epochs=2) for stage in ("classifier", "injector", "inverter")),
-               width=64)
 CELL = ["--preset", "reduced", "--targets", "digits", "--xai", "lrp", "--seeds", "0", "--gpu", "-1"]
 FOUR = ["--settings", "predmi", "expmi", "rnd", "gnime"]
-
-
-class Killed(BaseException):
-    """As final as a kill: no handler of ours catches it."""
-
-
-class Runner:
-    """Calls the runner in a folder of its own."""
-
-    def __init__(self, capsys, folder):
-        self.capsys, self.folder = capsys, folder
-        self.result = folder / "results/reduced/digits_lrp_seed0.json"
-        self.root = folder / ".reproduce/reduced_seed0"
-
-    def __call__(self, *flags):
-        """(exit code, standard output, the lines of an error)."""
-        self.capsys.readouterr()
-        try:
-            code = main([str(flag) for flag in flags])
-        except SystemExit as stopped:
-            code = stopped.code
-        out, err = self.capsys.readouterr()
-        return code, out, [line for line in err.splitlines() if not line.startswith("warning:")]
-
-    def fails(self, *flags):
-        """(exit code, the one line that says why)."""
-        code, _, lines = self(*flags)
-        assert len(lines) == 1 and lines[0].startswith("python -m gnime.reproduce: error: "), lines
-        return code, lines[0]
-
-    def measured(self):
-        return json.loads(self.result.read_text())
-
-
-@pytest.fixture
-def runner(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(reproduce.REDUCED, "digits", TINY)
-    monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
-    monkeypatch.setattr(figures, "injector_losses", lambda *_: None)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docs").mkdir()
-    shutil.copy(REPOSITORY / "docs/table1.csv", tmp_path / "docs")
-    return Runner(capsys, tmp_path)
 
 
 def same_result(measured, small_root):
@@ -169,30 +121,6 @@ def test_settings_added_later_join_those_that_are_there(runner, small_root):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
-def run_of(seed=0, name="mnist", xai="grad", official=False, warnings=(), command="run --seeds 0", **mse):
-    """A run's file by hand. mse: setting -> MSE, "_" for "-"; SSIM is 1 - 10 MSE, TCA 1 - MSE."""
-    settings = {}
-    for setting, value in mse.items():
-        settings[setting.replace("_", "-")] = {
-            "mse": value, "psnr": 20.0, "ssim": 1 - 10 * value, "accuracy": 0.5, "tca": 1 - value, "deepsim": 0.25,
-            "residual_leakage": None, "mse_interval": [value - 0.001, value + 0.003],
-            "mse_quantiles": [value / 10, 0.0, value / 2, 9.0, value * 3]}
-    stage = {"epochs": 7, "batch_size": 16, "lr": 0.001}
-    return {"target": name, "xai": xai, "seed": seed, "n": {"images": 60, "test": 6, "train": 22}, "command": command,
-            "configuration": {"official": official, "image": [1, 32, 32], "width": 64, "weight": 100.0,
-                              "stages": {"classifier": stage}},
-            "settings": settings, "warnings": list(warnings), "versions": {"torch": "2"}, "commit": "abc",
-            "hardware": {"cpu": "a processor", "device": "CPU"}}
-
-
-def write(runner, preset, *runs):
-    for run in runs:
-        mode = "_official" if run["configuration"]["official"] else ""
-        path = runner.folder / f"results/{preset}/{run['target']}_{run['xai']}{mode}_seed{run['seed']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(run))
-
-
 def without(key):
     return json.dumps({k: v for k, v in run_of(expmi=0.1).items() if k != key})
 
@@ -256,169 +184,3 @@ def test_what_is_asked_twice_is_measured_once(runner):
     write(runner, "reduced", of_the_cell())
     code, out, _ = runner(*CELL, "--seeds", "0", "0", "--targets", "digits", "digits", "--settings", "expmi", "expmi")
     assert code == 0 and out.splitlines() == ["[1/1] results/reduced/digits_lrp_seed0.json: found"]
-
-
-# --- docs/results.md and the charts ----------------------------------------------------------------------------------
-
-
-def test_written_and_checked(runner):
-    write(runner, "reduced", run_of(expmi=0.01, gnime=0.03), run_of(1, expmi=0.02, gnime=0.04))
-    assert runner("--check")[0] == 1
-    code, out, _ = runner("--docs")
-    assert code == 0 and "from 2 runs" in out
-    chart = runner.folder / "docs/figures/bars_reduced.png"
-    text = docs.DOCS.read_text()
-    assert "(figures/bars_reduced.png)" in text and "bars_paper" not in text and not chart.with_name("bars_paper.png").exists()
-    assert runner("--check") == (0, "", [])
-
-    docs.DOCS.write_text(text.replace("0.0150", "0.0151"))
-    code, out, _ = runner("--check")
-    assert code == 1 and "docs/results.md differs" in out and "+| expmi | 0.0150 ± 0.0071" in out and "bars" not in out
-    docs.DOCS.write_text(text)
-
-    write(runner, "reduced", run_of(expmi=0.010000001, gnime=0.03))  # too little for the table, not for the chart
-    code, out, _ = runner("--check")
-    assert code == 1 and "bars_reduced.png is missing, or drawn from other results" in out and "differs" not in out
-    write(runner, "reduced", run_of(expmi=0.01, gnime=0.03))
-    assert runner("--check")[0] == 0
-
-    Image.open(chart).convert("RGB").save(chart)  # the same picture without its note
-    assert runner("--check")[0] == 1
-    for left in (b"", b"\x89PNG\r\n\x1a\n", b"text"):
-        chart.write_bytes(left)
-        assert runner("--check")[0] == 1
-    chart.unlink()
-    assert runner("--check")[0] == 1
-    assert runner("--docs")[0] == 0 and runner("--check")[0] == 0
-
-    write(runner, "paper", run_of(expmi=0.005))
-    code, out, _ = runner("--check")
-    assert code == 1 and "docs/results.md differs" in out and "bars_paper.png is missing" in out
-    assert runner("--docs")[0] == 0 and runner("--check")[0] == 0
-    assert "(figures/bars_paper.png)" in docs.DOCS.read_text()
-
-
-def test_what_is_committed_is_what_the_results_say(monkeypatch, capsys):
-    monkeypatch.chdir(REPOSITORY)
-    assert main(["--check"]) == 0, capsys.readouterr().out
-
-
-def cells(lines, setting, *first):
-    """The cells of the table row that starts so, without blanks."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    found = [row for row in rows if row[: len(first) + 1] == [*first, setting]]
-    assert len(found) == 1, found
-    return found[0][len(first) + 1 :]
-
-
-def test_the_papers_table_by_hand(monkeypatch):
-    monkeypatch.chdir(REPOSITORY)  # docs/table1.csv: mnist, grad, expmi: MSE 0.0051 ± 0.0003, SSIM 0.9065 ± 0.0133
-    lines = tables.paper_tables([run_of(0, expmi=0.0052), run_of(1, expmi=0.0058)])
-    lines = lines[: lines.index("### cifar10, default mode")]
-    row = cells(lines, "expmi", "grad")  # 0.0055 ± 0.0006 / sqrt 2; (0.0055 - 0.0051) / 0.0003
-    assert row[:3] == ["0.0051 ± 0.0003", "0.0055 ± 0.0004 (n=2)", "+1.3"]
-    assert row[3:6] == ["0.9065 ± 0.0133", "0.9450 ± 0.0042 (n=2)", "+2.9"]  # 0.0385 / 0.0133
-    assert cells(lines, "expmi", "lrp")[:3] == ["0.0012 ± 0.0001", "not measured", ""]
-    assert [cells(lines, "predmi", xai)[0] for xai in ("grad", "gradcam", "lrp")] == ["0.0237 ± 0.0001"] * 3
-    one = tables.paper_tables([run_of(0, predmi=0.0235, xai="lrp")])
-    assert cells(one[: one.index("### cifar10, default mode")], "predmi", "lrp")[1:3] == ["0.0235 (n=1)", "-2.0"]
-
-
-def test_reduced_tables_by_hand():
-    runs = [run_of(10, expmi=0.03), run_of(2, expmi=0.01, gnime=0.04), run_of(3, expmi=0.02, gnime=0.06)]
-    lines = tables.reduced_tables(runs)
-    text = "\n".join(lines)
-    assert "Seeds 2, 3, 10. 60 images of 1x32x32; attackers train on 22 and are tested on 6. Width 64, a = 100." in text
-    rows = [line for line in lines if line.startswith("| expmi")]
-    assert rows[0].startswith("| expmi | 0.0200 ± 0.0100 | 20.00 ± 0.00 | 0.8000 ± 0.1000 | 0.5000 ± 0.0000 | 0.9800 ± 0.0100")
-    assert rows[1] == "| expmi | 0.0100 [0.0020, 0.0600] | [0.0190, 0.0230] |"
-    assert cells([line for line in lines if "±" in line], "gnime (n=2)")[0] == "0.0500 ± 0.0141"
-    older = run_of(expmi=0.1)
-    del older["settings"]["expmi"]["mse_quantiles"]
-    assert "| expmi | - | - |" in tables.reduced_tables([older])
-
-
-def test_default_mode_against_official_by_hand():
-    runs = [run_of(0, expmi=0.02, gnime=0.1), run_of(1, expmi=0.04), run_of(2, expmi=0.5),
-            run_of(0, official=True, expmi=0.03), run_of(1, official=True, expmi=0.05, gnime=0.1),
-            run_of(0, xai="lrp", expmi=0.02), run_of(1, xai="lrp", official=True, expmi=0.02)]
-    lines = tables.official_tables(runs)
-    assert [line for line in lines if line.startswith("###")] == ["### mnist, Gradient: default mode against `--official`"]
-    row = cells(lines, "expmi")  # +50 % and +25 %: 37.5 ± 25 / sqrt 2; seed 2 has no partner
-    assert row == ["0.0300 ± 0.0141", "0.0400 ± 0.0141", "37.5 ± 17.7", "0.7000 ± 0.1414", "0.6000 ± 0.1414", "2"]
-    assert not [line for line in lines if line.startswith("| gnime")], "no seed has it in both modes"
-    assert tables.official_tables(runs[:3]) == []
-
-
-@pytest.mark.parametrize(("name", "xai", "batches", "pooled"), [
-    ("mnist", "grad", True, False), ("cifar10", "gradcam", True, True), ("orl_faces", "lrp", False, False),
-    ("orl_faces", "gradcam", False, True)])
-def test_choices_of_the_authors_that_can_have_acted(name, xai, batches, pooled):
-    pair = [run_of(name=name, xai=xai, official=official, predmi=0.1) for official in (False, True)]
-    text = "\n".join(tables.official_tables(pair))
-    assert ("predmi and expmi also twice the batch" in text) is batches
-    assert ("averaged over a batch" in text) is pooled
-    assert "one fixed order" in text and "gnime also the standardised clean explanation" in text
-
-
-def test_observations_by_hand():
-    one = run_of(0, predmi=0.1, expmi=0.02, rnd=0.03, gnime=0.05, rnd_0=0.02, rnd_4=0.04, negative=0.02, permutation=0.04,
-                 class_mean=0.09, warnings=["rnd: x", "negative: y"])
-    two = run_of(1, predmi=0.1, expmi=0.02, rnd=0.05, gnime=0.05, rnd_0=0.022, rnd_4=0.04, negative=0.02, permutation=0.04,
-                 class_mean=0.11, warnings=["rnd: x", "rnd: z"])
-    for run, leak in ((one, 1.0), (two, 1.02)):
-        run["settings"]["negative"] |= {"residual_leakage": leak, "attackers": {"expmi": 0.03, "centred": 0.02}}
-        run["settings"]["permutation"] |= {"residual_leakage": 0.75, "attackers": {"expmi": 0.08, "dense": 0.04}}
-    three = run_of(2, **{name.replace("-", "_"): numbers["mse"] for name, numbers in one["settings"].items()})
-    for control in ("negative", "permutation"):
-        three["settings"][control] = one["settings"][control]
-    assert tables._observations([one, two, three]) == [
-        "- MSE expmi < rnd < gnime: 2 of 3 runs.",
-        "- SSIM expmi > rnd > gnime: 2 of 3 runs.",
-        "- TCA expmi > rnd > gnime: 2 of 3 runs.",
-        "- Control no noise: MSE 1.033 ± 0.058 times expmi's (the same data: 1 but for first weights and order).",
-        "- Control noise of 4 times the distortion, MSE rnd < rnd-4: 2 of 3 runs.",
-        "- Control 1 - e: MSE 0.0300 ± 0.0000 for the paper's attacker, 0.0200 ± 0.0000 for one that subtracts the "
-        "mean of what it sees; the one with the better validation error recovers 1.007 ± 0.012 of the leak.",
-        "- Control pixel permutation: MSE 0.0800 ± 0.0000 for the paper's attacker, 0.0400 ± 0.0000 for one with a dense front "
-        "end; the one with the better validation error recovers 0.750 ± 0.000 of the leak.",
-        "- Control class mean: MSE 0.967 ± 0.115 times PredMI's. Of the single image it says nothing; what lies below 1 is "
-        "what it says of the class, from the defender's images, and what ExpMI learns better from a prediction than PredMI.",
-        "- Runs with a warning: 2 of 3 (warnings: rnd 3, negative 1).",
-    ]
-    assert tables._observations([run_of(predmi=0.1)]) == ["- Runs with a warning: 0 of 1."]
-    some = tables._observations([one, run_of(1, predmi=0.1, expmi=0.02, rnd=0.03, gnime=0.05)])
-    assert some[0] == "- MSE expmi < rnd < gnime: 2 of 2 runs."
-    assert "- Control noise of 4 times the distortion, MSE rnd < rnd-4: 1 of 1 runs." in some, "of those that have it"
-
-
-def test_charts_by_hand(runner, monkeypatch):
-    """Heights, spreads and colours of what is drawn."""
-    runs = [run_of(0, expmi=0.004, gnime=0.012), run_of(1, expmi=0.006), run_of(0, xai="lrp", official=True, expmi=0.003)]
-    drawn = docs.charts({"paper": runs, "reduced": runs})
-    ours = {"mnist": {"Gradient": {"expmi": [0.004, 0.006], "gnime": [0.012]}},
-            "mnist, official": {"LRP (z+)": {"expmi": [0.003]}}}
-    paper = {"mnist": {"Gradient": {"expmi": (0.0051, 0.0003), "gnime": (0.0143, 0.0003)}},
-             "mnist, official": {"LRP (z+)": {"expmi": (0.0012, 0.0001)}}}
-    path = Path("docs/figures/bars_paper.png")
-    assert drawn[path] == (ours, paper)
-    assert not any(any(groups.values()) for groups in drawn[path.with_name("bars_reduced.png")][1].values())
-    kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, *_: kept.append(figure))
-    figures.seed_bars(path, *drawn[path])
-    one, other = kept[0].axes
-    assert (one.get_title(), other.get_title()) == ("mnist", "mnist, official")
-    assert [label.get_text() for label in one.get_xticklabels()] == ["Gradient"]
-    assert sorted(bar.get_height() for bar in one.patches) == pytest.approx([0.005, 0.0051, 0.012, 0.0143])
-    spreads = sorted(line.get_segments()[0][1][1] - line.get_segments()[0][0][1] for line in one.collections)
-    assert spreads == pytest.approx([0.0006, 0.0006, 2 * 0.002 / 2**0.5], abs=1e-9)
-    shades = {bar.get_height(): bar.get_facecolor() for bar in one.patches}
-    assert figures.matplotlib.colors.to_hex(shades[0.012]) == figures.COLOURS["gnime"] and shades[0.0143][3] < 0.5
-    assert [text.get_text() for text in kept[0].legends[0].get_texts()] == ["expmi", "gnime", "paper"]
-    figures.plt.close(kept[0])
-
-
-def test_panels_share_rows_of_three_groups():
-    three, one = dict.fromkeys("abc"), dict.fromkeys("a")
-    assert figures._rows({"m": one, "c": three, "o": one, "d": one, "x": one, "four": dict.fromkeys("abcd")}) == [
-        ["m", "o", "d"], ["c"], ["x"], ["four"]]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import Killed
 from torch import nn
 
 from gnime import training
@@ -152,10 +153,6 @@ def test_losses_by_hand():
 
 
 # --- stops -----------------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """As final as a kill: no handler of ours catches it."""
 
 
 def killer(monkeypatch, at):

@@ -1,0 +1,84 @@
+"""Defences, class means and the comparison of settings, by hand."""
+
+import pytest
+import torch
+
+from gnime import evaluation
+from gnime.cli import resolve
+from gnime.defences import DEFENCES, Means
+from gnime.evaluation import Outcome, compare
+from gnime.inversion import ExpMI
+from gnime.runtime import Device
+
+
+def test_defences_by_hand():
+    e, y, x = torch.rand(64, 2, 8, 8), torch.eye(4)[torch.arange(64) % 4], torch.rand(64, 1, 16, 16)
+    span = range(128, 192)
+    assert DEFENCES["none"](Means(0))(e, y, x, span) is e
+    torch.testing.assert_close(DEFENCES["negative"](Means(0))(e, y, x, span), 1 - e)
+    noise = DEFENCES["rnd"](Means(3, variance=0.04))
+    assert (noise(e, y, x, span) - e).var().item() == pytest.approx(0.04, rel=0.05)
+    assert (noise(e, y, x, span) - e).mean().abs() < 0.01
+    assert noise(e, y, x, span).equal(noise(e, y, x, span)), "asked twice, the same draw"
+    assert not noise(e, y, x, span).equal(noise(e, y, x, range(64)))
+    assert not noise(e, y, x, span).equal(DEFENCES["rnd"](Means(4, variance=0.04))(e, y, x, span))
+    assert noise(e, y, x, span).min() < 0, "not clipped"
+    shuffled = DEFENCES["permutation"](Means(3))(e, y, x, span)
+    assert not shuffled.equal(e)
+    torch.testing.assert_close(shuffled.flatten(2).sort(2).values, e.flatten(2).sort(2).values)
+    assert shuffled[0].equal(DEFENCES["permutation"](Means(3))(e[:1], y, x, range(5))[0]), "one order for all"
+    means = torch.rand(4, 2, 8, 8)
+    assert DEFENCES["class-mean"](Means(0, class_means=means))(e, y, x, span)[5].equal(means[1])
+
+
+def test_ond_hurts_a_frozen_inverter_more_than_noise_of_its_size():
+    inverter = ExpMI(1, 8, 4, 1, 16, 64)
+    e, y = torch.rand(32, 1, 8, 8), torch.randn(32, 4)
+    with torch.no_grad():
+        x = inverter(e, y)  # what it finds undefended is right
+    means = Means(3, variance=0.01, inverter=inverter)
+    found = {name: DEFENCES[name](means)(e, y, x, range(32)) for name in ("ond", "rnd")}
+    per_image = (found["ond"] - e).square().flatten(1).mean(1)
+    torch.testing.assert_close(per_image, torch.full((32,), 0.01))
+    with torch.no_grad():
+        error = {name: (inverter(seen, y) - x).square().mean().item() for name, seen in found.items()}
+    assert error["ond"] > 1.5 * error["rnd"]
+    assert all(parameter.grad is None for parameter in inverter.parameters())
+
+
+def test_class_means_by_hand():
+    maps = torch.tensor([[0.0, 1.0], [0.4, 0.6], [1.0, 1.0], [9.0, 9.0]]).view(4, 1, 1, 2)
+    logits = torch.tensor([[5.0, 0.0, 0.0], [4.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 7.0]])
+    found = evaluation.class_means(maps, logits, range(3), Device(resolve("eval", ["--gpu", "-1"])))
+    expected = torch.tensor([[0.2, 0.8], [1.0, 1.0], [1.4 / 3, 2.6 / 3]]).view(3, 1, 1, 2)
+    torch.testing.assert_close(found, expected)  # the third class has none: the mean of all
+
+
+def outcome(mse, distortion=0.1, spread=0.001):
+    numbers = {"mse": mse, "mse_interval": [mse - spread, mse + spread], "distortion": distortion}
+    return Outcome(numbers, {}, torch.empty(0), None)
+
+
+def test_comparison_of_settings():
+    outcomes = {"predmi": outcome(0.08), "expmi": outcome(0.02, 0), "gnime": outcome(0.05), "rnd": outcome(0.09)}
+    warnings = compare(outcomes)
+    leaks = [found.numbers["residual_leakage"] for found in outcomes.values()]
+    assert leaks == [0.0, 1.0, pytest.approx(0.5), pytest.approx(-1 / 6)]
+    assert len(warnings) == 1 and warnings[0].startswith("rnd: ") and "not converged" in warnings[0]
+    assert compare({"predmi": outcome(0.08), "rnd": outcome(0.0805)}) == [], "within the intervals"
+    alone = {"gnime": outcome(0.05)}
+    assert compare(alone) == [] and alone["gnime"].numbers["residual_leakage"] is None
+
+
+@pytest.mark.parametrize("found, warned", [
+    ({"expmi": (0.02, 0), "rnd-0": (0.0215, 0), "rnd": (0.03, 0.1), "rnd-4": (0.05, 0.4)}, None),  # as it should be
+    ({"expmi": (0.02, 0), "rnd-0": (0.0225, 0)}, "rnd-0: distorts nothing"),
+    ({"expmi": (0.02, 0), "gnime": (0.03, 0)}, "gnime: distorts nothing"),  # an injector that learnt to do nothing
+    ({"rnd-4": (0.02, 0.4), "rnd": (0.03, 0.1)}, "rnd-4: more noise than rnd"),
+    ({"expmi": (0.03, 0), "rnd": (0.02, 0.1)}, "rnd: more noise than expmi"),
+    ({"rnd": (0.03, 0.1), "gnime": (0.02, 0.4)}, None),  # of another kind: nothing follows
+    ({"rnd": (0.0300, 0.1), "rnd-4": (0.0277, 0.4)}, None),  # within what seeds do
+])
+def test_an_evaluation_that_contradicts_itself_warns(found, warned):
+    warnings = compare({name: outcome(*numbers) for name, numbers in found.items()})
+    assert [w.startswith(warned) for w in warnings] == [True] * bool(warned), warnings
