@@ -63,7 +63,7 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
         GnimeError: they are missing and may not be made, or what is there belongs to another run.
     """
     with alone(paths.images), alone(paths.labels):
-        if exists(paths.images, paths.root) and exists(paths.labels, paths.root):
+        if _there(paths):
             if not quiet:
                 say(f"images        {paths.images}: found")
         elif source:
@@ -77,6 +77,10 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
     classes = record.get("classes") or [str(i) for i in range(int(labels.rows.max()) + 1)]
     return Data(images.rows, np.array(labels.rows, np.int64), classes, images.digest,
                 Splits.of(len(images.rows), run.official))
+
+
+def _there(paths: Paths) -> bool:
+    return exists(paths.images, paths.root) and exists(paths.labels, paths.root)
 
 
 def _identity(run: Run) -> dict:
@@ -115,13 +119,17 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
                          f"prepare.py again")
 
 
-def found_source(run: Run) -> Source:
-    """The run's source, known to hold enough images; writes nothing.
+def missing_source(run: Run, paths: Paths) -> Source | None:
+    """What `load_images` makes the run's images from, known to hold enough of them; None where `aux/` has them already.
+
+    Writes nothing there.
 
     Raises:
         GnimeError: there is none, or it is empty.
         UsageError: it, or --limit, is too small to split.
     """
+    if _there(paths):
+        return None
     source = open_source(run)
     _enough(run, len(source.labels))
     return source

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import evaluation, figures, report
 from .artifacts import Paths, alone, exists, prepare_root, save_checkpoint
 from .config import PICTURE_EVERY, Run
-from .data import CHUNK, Data, found_source, load_images, resident, take
+from .data import CHUNK, Data, load_images, missing_source, resident, take
 from .defences import Means
 from .errors import GnimeError
 from .explaining import load_explanations, moments, predictions
@@ -31,9 +31,7 @@ def prepare(run: Run) -> None:
     """Victim, evaluation classifier, images, labels, explanations."""
     began = time.monotonic()
     device, paths = _start(run)
-    there = exists(paths.images, paths.root) and exists(paths.labels, paths.root)
-    source = None if there or device.rank > 0 else found_source(run)  # refused before anything is made under the root
-    prepare_root(run)
+    source = missing_source(run, paths) if device.rank == 0 else None  # refused before anything is made under the root
     inputs = _inputs(run, paths, device, source, make=True)
     _classifier("evaluation", paths.evaluation, run, inputs.data, device, make=True)
     load_explanations(run, paths, inputs.data, inputs.victim.network, inputs.victim.digest, device, make=True)
@@ -47,6 +45,7 @@ class _Inputs:
 
 
 def _inputs(run: Run, paths: Paths, device: Device, source: Source | None = None, make: bool = False) -> _Inputs:
+    prepare_root(run)
     if device.rank == 0:
         load_images(run, paths, source)
     device.barrier()
@@ -87,7 +86,6 @@ def train(run: Run) -> None:
     """The noise injector."""
     began = time.monotonic()
     device, paths = _start(run)
-    prepare_root(run)
     inputs = _inputs(run, paths, device)
     data, victim = inputs.data, inputs.victim
     explanations = load_explanations(run, paths, data, victim.network, victim.digest, device, make=False)
@@ -145,7 +143,6 @@ def evaluate(run: Run) -> None:
     """Every setting's attacker, the table and the pictures."""
     began = time.monotonic()
     device, paths = _start(run)
-    prepare_root(run)
     inputs = _inputs(run, paths, device)
     data, victim = inputs.data, inputs.victim
     judge = _classifier("evaluation", paths.evaluation, run, data, device, make=False)

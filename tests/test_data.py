@@ -12,7 +12,7 @@ from PIL import Image
 from gnime import arrays, data
 from gnime.artifacts import Paths
 from gnime.cli import resolve
-from gnime.data import Splits, batches, found_source, load_images, slices, take
+from gnime.data import Splits, batches, load_images, missing_source, slices, take
 from gnime.errors import GnimeError, UsageError
 from gnime.runtime import permutation
 from gnime.sources import decode, open_source, resize
@@ -99,7 +99,7 @@ def test_digits_are_shuffled_once_by_the_recorded_seed(tmp_path):
     from sklearn.datasets import load_digits
 
     run, paths = run_for(tmp_path, "--limit", "60", "--seed", "3")
-    made = load_images(run, paths, found_source(run))
+    made = load_images(run, paths, missing_source(run, paths))
     order = permutation(1797, 3, "shuffle").numpy()
     assert sorted(order) == list(range(1797))
     source = load_digits()
@@ -119,7 +119,7 @@ def test_limit_takes_the_first_after_the_shuffle(tmp_path):
     for limit in (30, 60):
         (tmp_path / str(limit)).mkdir()
         run, paths = run_for(tmp_path / str(limit), "--limit", str(limit))
-        made[limit] = load_images(run, paths, found_source(run))
+        made[limit] = load_images(run, paths, missing_source(run, paths))
     assert (made[60].images[:30] == made[30].images).all()
     assert (made[60].labels[:30] == made[30].labels).all()
 
@@ -128,15 +128,15 @@ def test_limit_takes_the_first_after_the_shuffle(tmp_path):
                                                 (["--limit", "50"], "pass --limit 40"), ([], "pass --limit 40")])
 def test_images_of_another_run_are_refused(tmp_path, flags, message):
     run, paths = run_for(tmp_path, "--limit", "40")
-    load_images(run, paths, found_source(run))
+    load_images(run, paths, missing_source(run, paths))
     run, paths = run_for(tmp_path, *flags)
     with pytest.raises(GnimeError, match=message):
-        load_images(run, paths, found_source(run))
+        load_images(run, paths, missing_source(run, paths))
 
 
 def test_labels_of_other_images_are_refused(tmp_path):
     run, paths = run_for(tmp_path, "--limit", "40")
-    load_images(run, paths, found_source(run))
+    load_images(run, paths, missing_source(run, paths))
     record = arrays.load(paths.images).record
     changed = np.array(arrays.load(paths.images).rows)
     changed[0] ^= 1
@@ -150,7 +150,7 @@ def test_labels_of_other_images_are_refused(tmp_path):
 def test_too_few_images(tmp_path, limit):
     run, paths = run_for(tmp_path, "--limit", limit)
     with pytest.raises(UsageError, match=f"--limit {limit}"):
-        load_images(run, paths, found_source(run))
+        load_images(run, paths, missing_source(run, paths))
     assert not list((tmp_path / "aux").glob("*.hkl"))
 
 
@@ -172,7 +172,7 @@ def test_folder_classes_are_sorted_and_pictures_follow_the_shuffle(tmp_path):
     (tmp_path / "datasets/things/a/notes.txt").write_text("no picture")
     (tmp_path / "datasets/things/a/.thumb.png").write_bytes(b"no picture")
     run, paths = run_for(tmp_path, "--target", "things", "--image-size", "16")
-    made = load_images(run, paths, found_source(run))
+    made = load_images(run, paths, missing_source(run, paths))
     assert made.classes == ["a", "b"] and made.images.shape == (24, 3, 16, 16)
     levels = np.array([*range(200, 211), *range(100, 113)])[permutation(24, 0, "shuffle").numpy()]
     assert (made.images == levels[:, None, None, None]).all()
