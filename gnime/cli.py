@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from . import __version__
-from .config import IMAGE_SIZES, TARGETS, Run, target
+from .config import IMAGE_SIZES, OFFICIAL, TARGETS, Run, target
 from .errors import GnimeError
 from .explainers import EXPLAINERS
 from .settings import DEFAULT_SETTINGS, SETTINGS
@@ -27,7 +27,7 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Defaults in --help, where there is one and the help does not tell it itself."""
 
     def _get_help_string(self, action):
-        told = action.default is None or action.default is False or "(default" in action.help
+        told = any(action.default is nothing for nothing in (None, False, ())) or "(default" in action.help
         return action.help if told else super()._get_help_string(action)
 
 
@@ -108,7 +108,7 @@ def parser(script: str) -> argparse.ArgumentParser:
     if script == "train":
         how.add_argument("--weight", type=_positive, metavar="A",
                          help=f"of the attacker's error in the injector's loss {_default('weight')}")
-    how.add_argument("--official", action="store_true", help="repeat the authors' release where it differs from the paper")
+    add_official(how)
     where = made.add_argument_group("where")
     where.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
     where.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: tf32 on CUDA, fp32 on the CPU)")
@@ -116,6 +116,20 @@ def parser(script: str) -> argparse.ArgumentParser:
     where.add_argument("--root", type=Path, default=Path(), help="holds datasets/, models/, aux/ and figures/")
     where.add_argument("--datasets", type=Path, metavar="DIR", help="data elsewhere than in ROOT/datasets")
     return made
+
+
+def add_official(where: argparse._ActionsContainer) -> None:
+    """`--official`: nothing, everything, or some of `OFFICIAL`."""
+    where.add_argument("--official", nargs="*", choices=OFFICIAL, action=_Official, default=(), metavar="CHOICE",
+                       help="repeat the authors' release where it differs from the paper, in all or some of: "
+                            + "; ".join(f"{name} ({what})" for name, what in OFFICIAL.items()))
+
+
+class _Official(argparse.Action):
+    """Each choice once, in the order of `OFFICIAL`; none named means all."""
+
+    def __call__(self, parser, namespace, values, option=None) -> None:
+        setattr(namespace, self.dest, tuple(name for name in OFFICIAL if name in values or not values))
 
 
 def resolve(script: str, arguments: list[str] | None = None) -> Run:

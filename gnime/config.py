@@ -72,6 +72,15 @@ TARGETS = {
                      injector=Stage(epochs=250, batch_size=64, lr=1e-3), weight=300.0, width=256),
 }
 
+# where the authors' release differs from the paper (METHOD, last list), each of which can be repeated alone [R]
+OFFICIAL = {
+    "gradcam": "Grad-CAM's channel weights are averaged over a batch",
+    "scale": "the clean explanation enters the injector's sparring inverter standardised",
+    "order": "attackers see their data in one fixed order",
+    "validation": "their test set is also their validation set",
+    "optimiser": "their batches and Adam's betas differ from setting to setting; its epsilon is 1e-7",
+}
+
 IMAGE_SIZES = (16, 32, 64, 128, 256)  # the networks halve and double: powers of two
 
 
@@ -86,7 +95,7 @@ AS_EXPMI = ("rnd-0", "negative", "permutation", "class-mean")
 
 
 def official_stage(stage: Stage, target_name: str, network: str) -> Stage:
-    """`stage` as the authors' release has it (METHOD: where the release differs, 4).
+    """`stage` as the authors' release has it (the choice "optimiser").
 
     `network`: "classifier", "injector", or the setting whose inverter is trained.
     """
@@ -112,7 +121,7 @@ class Run:
     datasets: Path
     seed: int = 0
     limit: int | None = None
-    official: bool = False
+    official: tuple[str, ...] = ()  # names in OFFICIAL, in that order
     gpu: int = 0
     precision: str | None = None
     deterministic: bool = False
@@ -121,11 +130,15 @@ class Run:
     settings: tuple[str, ...] = ()
     skip_bad: bool = False
 
+    def repeats(self, *choices: str) -> list[str]:
+        """Which of these choices of the authors it repeats: what an artifact that they act on must record."""
+        return [choice for choice in choices if choice in self.official]
+
     def stage(self, network: str) -> Stage:
         """The training of `network`: "classifier", "injector", or a setting (its inverter)."""
         kind = network if network in ("classifier", "injector") else "inverter"
         stage = getattr(self.target, kind)
-        if self.official:
+        if self.repeats("optimiser"):
             stage = official_stage(stage, self.target.name, network)
         own = {"prepare": "classifier", "train": "injector", "eval": "inverter"}[self.script]
         if kind == own:
@@ -139,27 +152,32 @@ class Run:
                  "--image-size": self.target.size if self.target.size != target(self.target.name).size else None,
                  "--root": None if self.root == Path() else self.root,
                  "--datasets": None if self.datasets == self.root / "datasets" else self.datasets, "--gpu": self.gpu}
-        switches = {"--official": self.official}
+        switches = {}
         if script == self.script:
             usual = target(self.target.name).weight
             flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--precision": self.precision,
                       "--weight": self.target.weight if script == "train" and self.target.weight != usual else None}
             switches |= {"--deterministic": self.deterministic, "--skip-bad": self.skip_bad}
         words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
-        words += [switch for switch, on in switches.items() if on]
+        words += [switch for switch, on in switches.items() if on] + self.official_flag()
         if script == self.script and self.settings:
             words += ["--settings", *self.settings]
         return " ".join(["python", f"{script}.py", *words])
+
+    def official_flag(self) -> list[str]:
+        """`--official` as this run was given it: alone it means every choice."""
+        return ["--official", *(self.official if len(self.official) < len(OFFICIAL) else ())] if self.official else []
 
     def summary(self) -> str:
         """The resolved configuration in one line."""
         network = {"prepare": "classifier", "train": "injector", "eval": "expmi"}[self.script]
         stage, shape = self.stage(network), (self.target.channels, self.target.size, self.target.size)
+        mode = " ".join(self.official_flag()).removeprefix("--") or "default"
         return ", ".join([
             f"target {self.target.name} {shape}", f"xai {self.xai}", f"seed {self.seed}", f"limit {self.limit or 'none'}",
             f"width {self.target.width}", f"weight {self.target.weight:g}", f"epochs {stage.epochs}",
             f"batch {stage.batch_size}", f"lr {stage.lr:g}", f"patience {stage.patience}",
-            "mode official" if self.official else "mode default", f"root {self.root}", f"datasets {self.datasets}"])
+            f"mode {mode}", f"root {self.root}", f"datasets {self.datasets}"])
 
     def describe(self) -> dict:
         """The configuration as plain data, for printing and for `results.json`."""

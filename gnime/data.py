@@ -76,7 +76,7 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
     record = labels.record or {}
     classes = record.get("classes") or [str(i) for i in range(int(labels.rows.max()) + 1)]
     return Data(images.rows, np.array(labels.rows, np.int64), classes, images.digest,
-                Splits.of(len(images.rows), run.official))
+                Splits.of(len(images.rows), bool(run.repeats("validation"))))
 
 
 def _there(paths: Paths) -> bool:

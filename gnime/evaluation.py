@@ -107,11 +107,11 @@ def attack(name: str, kind: str, run: Run, attacker: Attacker, seen: np.ndarray 
 
     def make(network: nn.Module, state: Path) -> dict:
         task = Task(name, network, stage, sources, attacker.train, mean_squared_error, validate, higher=False,
-                    seed=run.seed, shuffle=not run.official)
+                    seed=run.seed, shuffle=not run.repeats("order"))
         return fit(task, state, run.root, identity | {"spec": spec}, device)
 
-    identity = identity | {"setting": name, "seed": run.seed, "official": run.official, "stage": stage.identity(),
-                           "precision": device.precision}
+    identity = identity | {"setting": name, "seed": run.seed, "stage": stage.identity(),
+                           "official": run.repeats("order", "validation", "optimiser"), "precision": device.precision}
     spec = inverter_spec(kind, run.target, shape, classes)
     if kind == "centred":
         spec |= {"mean": moments(seen, attacker.train)[0]}

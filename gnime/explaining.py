@@ -34,15 +34,18 @@ def predictions(victim: nn.Module, data: Data, device: Device, run: Run) -> np.n
 def explainer(run: Run) -> tuple[Callable[[nn.Module, Tensor], Tensor], int | None]:
     """The run's explainer and the images it must be given at once; None: any number gives the same maps."""
     function = EXPLAINERS[run.xai].load()
-    if run.official and run.xai == "gradcam":
-        return functools.partial(function, pool=run.target.gradcam_pool), run.target.gradcam_pool
-    return function, None
+    pool = _pool(run)
+    return (functools.partial(function, pool=pool) if pool else function), pool
+
+
+def _pool(run: Run) -> int | None:
+    """Images that Grad-CAM's channel weights are averaged over; None: each has its own."""
+    return run.target.gradcam_pool if run.xai == "gradcam" and run.repeats("gradcam") else None
 
 
 def identity(run: Run, data: Data, victim_digest: str) -> dict:
-    pool = run.target.gradcam_pool if run.official and run.xai == "gradcam" else None
     return {"kind": "explanations", "target": run.target.name, "xai": run.xai, "images": data.digest,
-            "victim": victim_digest, "pool": pool}
+            "victim": victim_digest, "pool": _pool(run)}
 
 
 def load_explanations(run: Run, paths: Paths, data: Data, victim: nn.Module, victim_digest: str, device: Device,

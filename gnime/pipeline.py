@@ -65,7 +65,8 @@ def _classifier(name: str, path: Path, run: Run, data: Data, device: Device, mak
         return right / len(data.splits.attacker)
 
     stage = run.stage("classifier")
-    identity = {"kind": name, "target": run.target.name, "seed": run.seed, "images": data.digest, "official": run.official}
+    identity = {"kind": name, "target": run.target.name, "seed": run.seed, "images": data.digest,
+                "official": run.repeats("optimiser")}
 
     def train_it(network: nn.Module, state: Path) -> dict:
         task = Task(name, network, stage, [images, labels], data.splits.defender, cross_entropy, validate, higher=True,
@@ -105,7 +106,8 @@ def train(run: Run) -> None:
 
     def make(injector: nn.Module, state: Path) -> dict:
         inverter = build(inverter_spec("expmi", run.target, shape, len(data.classes)), run.seed, "injector's inverter")
-        game = Game(injector, inverter, stage, sources, defender, run.target.weight, run.seed, run.official)
+        game = Game(injector, inverter, stage, sources, defender, run.target.weight, run.seed,
+                    official=bool(run.repeats("scale")))
 
         def checkpoint(epoch: int) -> None:
             save_checkpoint(paths.injector_folder / f"epoch_{epoch:04d}.pt", _contiguous(injector), spec,
@@ -127,7 +129,7 @@ def _contiguous(network: nn.Module) -> dict[str, Tensor]:
 
 def _injector_identity(run: Run, data: Data, victim: Trained, explanations: str) -> dict:
     return {"kind": "injector", "target": run.target.name, "xai": run.xai, "seed": run.seed, "images": data.digest,
-            "victim": victim.digest, "explanations": explanations, "official": run.official}
+            "victim": victim.digest, "explanations": explanations, "official": run.repeats("scale", "optimiser")}
 
 
 def _picture(path: Path, injector: nn.Module, inverter: nn.Module, arrays: list, defender: range, device: Device) -> None:

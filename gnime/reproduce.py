@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .cli import Formatter, Parser, at_least, guarded, target_name
-from .config import Run, Stage, Target, target
+from .cli import Formatter, Parser, add_official, at_least, guarded, target_name
+from .config import OFFICIAL, Run, Stage, Target, target
 from .errors import GnimeError, Stopped, UsageError
 from .explainers import EXPLAINERS
 from .settings import CONTROLS, SETTINGS
@@ -57,7 +57,7 @@ def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int
     reduced = REDUCED.get(name) if options.preset == "reduced" else None
     if options.preset == "reduced" and reduced is None and name != "digits":
         raise UsageError(f"--targets {name}: no reduced configuration; there is one for digits, {', '.join(REDUCED)}")
-    root = options.root / f"{options.preset}{'_official' if options.official else ''}_seed{seed}"
+    root = options.root / f"{options.preset}{mode(options.official)}_seed{seed}"
     return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed,
                reduced.limit if reduced else None, options.official, options.gpu, options.precision, settings=settings)
 
@@ -65,8 +65,12 @@ def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int
 def result_path(options: argparse.Namespace, cell: tuple[str, str, int]) -> Path:
     """Where a cell's one JSON goes."""
     name, xai, seed = cell
-    mode = "_official" if options.official else ""
-    return options.results / options.preset / f"{name}_{xai}{mode}_seed{seed}.json"
+    return options.results / options.preset / f"{name}_{xai}{mode(options.official)}_seed{seed}.json"
+
+
+def mode(official: tuple[str, ...]) -> str:
+    """The part of a name that keeps runs which repeat other choices of the authors apart."""
+    return "_" + "-".join(["official", *(official if len(official) < len(OFFICIAL) else ())]) if official else ""
 
 
 def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...]) -> None:
@@ -75,7 +79,8 @@ def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: 
     from .artifacts import Paths, write_text
 
     pipeline.prepare(cell_run("prepare", options, cell))
-    pipeline.train(cell_run("train", options, cell))
+    if any(SETTINGS[name].injector for name in settings):
+        pipeline.train(cell_run("train", options, cell))
     run = cell_run("eval", options, cell, settings)
     pipeline.evaluate(run)
     measured = json.loads((Paths(run).figures / "results.json").read_text(encoding="utf-8"))
@@ -84,7 +89,7 @@ def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: 
     flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2],
              "--settings": " ".join(settings), "--precision": options.precision}
     words = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
-    measured["command"] = " ".join([PROGRAM, *words] + ["--official"] * options.official)
+    measured["command"] = " ".join([PROGRAM, *words, *run.official_flag()])
     write_text(result_path(options, cell), json.dumps(measured, indent=1) + "\n")
 
 
@@ -124,7 +129,7 @@ def reproduce(options: argparse.Namespace) -> int:
 def _made_likewise(path: Path, result: dict, run: Run) -> set[str]:
     """The settings that a result has, if sizes and training are the run's: a file is of one configuration."""
     wanted = json.loads(json.dumps(run.describe()))
-    for key in ("limit", "image", "width", "weight", "stages"):
+    for key in ("limit", "official", "image", "width", "weight", "stages"):
         if result["configuration"].get(key) != wanted[key]:
             raise GnimeError(f"{path}: measured with {key} {json.dumps(result['configuration'].get(key))}, this run has "
                              f"{json.dumps(wanted[key])}; move it away, or give another --results and --root")
@@ -164,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(PAPER_SETTINGS), metavar="SETTING",
                       help=f"of {', '.join(SETTINGS)} (default: {' '.join(PAPER_SETTINGS)})")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
-    made.add_argument("--official", action="store_true", help="repeat the authors' release where it differs")
+    add_official(made)
     made.add_argument("--budget", type=_seconds, metavar="SECONDS", help="after which to stop where the work can be resumed")
     made.add_argument("--root", type=Path, default=Path(".reproduce"), help="networks and arrays; may be deleted after")
     made.add_argument("--datasets", type=Path, default=Path("datasets"), help="data")

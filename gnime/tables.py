@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from .config import OFFICIAL
 from .explainers import EXPLAINERS
 from .settings import SETTINGS
 
@@ -16,6 +17,7 @@ REDUCED_METRICS = ("mse", "psnr", "ssim", "accuracy", "tca", "deepsim", "distort
 TITLES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "accuracy": "accuracy", "tca": "TCA", "deepsim": "DeePSiM",
           "distortion": "distortion", "residual_leakage": "residual leakage"}
 TARGETS = ("mnist", "cifar10", "celeba")  # of the paper's table; its ImageNet-100 is not a target of ours
+DEFAULT, RELEASE = (), tuple(OFFICIAL)  # none of the authors' choices repeated, and all
 
 
 def read_paper() -> dict[tuple[str, str, str, str], tuple[float, float]]:
@@ -42,7 +44,7 @@ def group(runs: list[dict]) -> dict[tuple, list[dict]]:
     """Runs that differ in their seed alone: (target, xai, official) -> runs."""
     groups: dict[tuple, list[dict]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: run["seed"]):
-        groups[run["target"], run["xai"], run["configuration"]["official"]].append(run)
+        groups[run["target"], run["xai"], tuple(run["configuration"]["official"])].append(run)
     return groups
 
 
@@ -60,7 +62,7 @@ def _settings(runs: list[dict]) -> list[str]:
 def paper_tables(runs: list[dict]) -> list[str]:
     """Paper | ours | difference in the paper's standard deviations, cell by cell."""
     paper, groups, lines = read_paper(), group(runs), []
-    for official in (False, True):
+    for official in (DEFAULT, RELEASE):
         mode = "authors' release repeated (`--official`)" if official else "default mode"
         measured = {key: seeds for key, seeds in groups.items() if key[2] == official}
         if official and not measured:
@@ -94,6 +96,8 @@ def reduced_tables(runs: list[dict]) -> list[str]:
     """Every setting, mean ± std over seeds and the spread over images, with the configuration beside the numbers."""
     lines = []
     for (name, xai, official), seeds in sorted(group(runs).items()):
+        if official not in (DEFAULT, RELEASE):  # only compared, below
+            continue
         lines += [f"### {name}, {EXPLAINERS[xai].title}{', official' if official else ''}", "",
                   f"Seeds {', '.join(str(run['seed']) for run in seeds)}. {_configuration(seeds)}", ""]
         rows, spreads = [], []
@@ -120,11 +124,11 @@ def _over_images(runs: list[dict], setting: str) -> list[str]:
 
 
 def official_tables(runs: list[dict]) -> list[str]:
-    """Default mode against `--official`, seed by seed, over the seeds that both have."""
+    """Default mode against `--official`, seed by seed, over the seeds that both have; then its choices one by one."""
     groups, lines = group(runs), []
     for name, xai in sorted({key[:2] for key in groups}):
         default, official = ({run["seed"]: run["settings"] for run in groups.get((name, xai, mode), [])}
-                             for mode in (False, True))
+                             for mode in (DEFAULT, RELEASE))
         rows = []
         for setting in SETTINGS:
             both = [(default[seed][setting], official[seed][setting]) for seed in sorted(default.keys() & official.keys())
@@ -138,7 +142,32 @@ def official_tables(runs: list[dict]) -> list[str]:
             head = ["setting", "MSE default", "MSE official", "difference, %", "SSIM default", "SSIM official", "n"]
             lines += [f"### {name}, {EXPLAINERS[xai].title}: default mode against `--official`", "", *_table(head, rows),
                       _authors_choices(name, xai), ""]
+        lines += _one_by_one(name, xai, {key[2]: seeds for key, seeds in groups.items() if key[:2] == (name, xai)})
     return lines
+
+
+def _one_by_one(name: str, xai: str, groups: dict[tuple, list[dict]]) -> list[str]:
+    """What each of the authors' choices that was repeated alone does to each setting's MSE, and what all do together."""
+    alone = [run for official, runs in groups.items() if official not in (DEFAULT, RELEASE) for run in runs]
+    if not alone or DEFAULT not in groups:
+        return []
+    default = {run["seed"]: run["settings"] for run in groups[DEFAULT]}
+    settings = [setting for setting in SETTINGS if setting in _settings(alone)]
+    rows = []
+    for official in sorted(groups, key=lambda official: (len(official), [RELEASE.index(name) for name in official])):
+        row = ["all" if official == RELEASE else " ".join(official)]
+        for setting in settings:
+            change = [100 * (run["settings"][setting]["mse"] / default[run["seed"]][setting]["mse"] - 1)
+                      for run in groups[official] if setting in run["settings"] and setting in default.get(run["seed"], ())]
+            row.append(f"{_spread(change, 1)} (n={len(change)})" if change else "not measured")
+        if official != DEFAULT:
+            rows.append(row)
+    commits, hardware = _made_on(alone)
+    told = "; ".join(f"{choice}: {what}" for choice, what in OFFICIAL.items())
+    return [f"### {name}, {EXPLAINERS[xai].title}: the authors' choices one by one", "",
+            "MSE against the default mode's of the same seed, difference in %.", "",
+            *_table(["choice", *settings], rows),
+            f"{told[0].upper()}{told[1:]}. Runs of single choices: {hardware}, commit {commits}.", ""]
 
 
 def _authors_choices(name: str, xai: str) -> str:
@@ -153,10 +182,14 @@ def _authors_choices(name: str, xai: str) -> str:
             "is gnime's.")
 
 
+def _made_on(runs: list[dict]) -> tuple[str, str]:
+    commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in runs))
+    return commits, "; or ".join(dict.fromkeys(f"{run['hardware']['cpu']}, {run['hardware']['device']}" for run in runs))
+
+
 def _configuration(runs: list[dict]) -> str:
     run = runs[0]
-    commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in runs))
-    hardware = "; or ".join(dict.fromkeys(f"{run['hardware']['cpu']}, {run['hardware']['device']}" for run in runs))
+    commits, hardware = _made_on(runs)
     configuration, n = run["configuration"], run["n"]
     stages = "; ".join(f"{name}: at most {stage['epochs']} epochs, batch {stage['batch_size']}, Adam {stage['lr']:g}"
                        for name, stage in configuration["stages"].items())

@@ -2,12 +2,14 @@
 
 import json
 
+from gnime.reproduce import mode
+
 
 class Killed(BaseException):
     """As final as a kill: no handler of ours catches it."""
 
 
-def run_of(seed=0, name="mnist", xai="grad", official=False, warnings=(), command="run --seeds 0", **mse):
+def run_of(seed=0, name="mnist", xai="grad", official=(), warnings=(), command="run --seeds 0", **mse):
     """A run's file by hand. mse: setting -> MSE, "_" for "-"; SSIM is 1 - 10 MSE, TCA 1 - MSE."""
     settings = {}
     for setting, value in mse.items():
@@ -17,7 +19,7 @@ def run_of(seed=0, name="mnist", xai="grad", official=False, warnings=(), comman
             "mse_quantiles": [value / 10, 0.0, value / 2, 9.0, value * 3]}
     stage = {"epochs": 7, "batch_size": 16, "lr": 0.001}
     return {"target": name, "xai": xai, "seed": seed, "n": {"images": 60, "test": 6, "train": 22}, "command": command,
-            "configuration": {"official": official, "image": [1, 32, 32], "width": 64, "weight": 100.0,
+            "configuration": {"official": list(official), "image": [1, 32, 32], "width": 64, "weight": 100.0,
                               "stages": {"classifier": stage}},
             "settings": settings, "warnings": list(warnings), "versions": {"torch": "2"}, "commit": "abc",
             "hardware": {"cpu": "a processor", "device": "CPU"}}
@@ -25,7 +27,7 @@ def run_of(seed=0, name="mnist", xai="grad", official=False, warnings=(), comman
 
 def write(runner, preset, *runs):
     for run in runs:
-        mode = "_official" if run["configuration"]["official"] else ""
-        path = runner.folder / f"results/{preset}/{run['target']}_{run['xai']}{mode}_seed{run['seed']}.json"
+        name = f"{run['target']}_{run['xai']}{mode(tuple(run['configuration']['official']))}_seed{run['seed']}.json"
+        path = runner.folder / "results" / preset / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run))

@@ -19,6 +19,7 @@ from PIL import Image
 from gnime import pipeline
 from gnime.artifacts import load_checkpoint
 from gnime.cli import guarded, main, resolve
+from gnime.config import OFFICIAL
 from gnime.errors import GnimeError, Stopped, UsageError
 from gnime.runtime import Device
 
@@ -74,6 +75,17 @@ def test_the_bare_scripts_run_the_embedded_data(tmp_path):
     assert resolve("eval", []).settings == ("predmi", "expmi", "rnd", "gnime")
     assert resolve("eval", ["--settings", "gnime", "predmi", "gnime"]).settings == ("gnime", "predmi"), "each once"
     assert resolve("prepare", ["--target", "celeba", "--xai", "lrp", "--gpu", "0"]).target.size == 128
+
+
+def test_official_takes_all_choices_or_some():
+    def official(*words):
+        return resolve("eval", [*words, "--seed", "1"]).official
+
+    assert official() == ()
+    assert official("--official") == tuple(OFFICIAL) == official("--official", *reversed(OFFICIAL))
+    assert official("--official", "order", "scale", "order") == ("scale", "order"), "each once, in one order"
+    assert "mode official scale order," in resolve("train", ["--official", "order", "scale"]).summary()
+    assert "mode official," in resolve("train", ["--official"]).summary()
 
 
 # --- bad flags -------------------------------------------------------------------------------------------------------
@@ -235,6 +247,7 @@ def test_nothing_prepared(scripts, tmp_path, script):
 
 COMMANDS = [["--target", "digits"],
             ["--target", "my faces", "--image-size", "32", "--xai", "grad", "--official", "--seed", "4"],
+            ["--official", "order", "gradcam", "--xai", "gradcam"],
             ["--target", "mnist", "--limit", "500", "--width", "128", "--root", "a b", "--datasets", "$c", "--gpu", "-1"]]
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from gnime import docs, figures, tables
 from gnime.reproduce import main
+from gnime.tables import RELEASE
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -90,8 +91,8 @@ def test_reduced_tables_by_hand():
 
 def test_default_mode_against_official_by_hand():
     runs = [run_of(0, expmi=0.02, gnime=0.1), run_of(1, expmi=0.04), run_of(2, expmi=0.5),
-            run_of(0, official=True, expmi=0.03), run_of(1, official=True, expmi=0.05, gnime=0.1),
-            run_of(0, xai="lrp", expmi=0.02), run_of(1, xai="lrp", official=True, expmi=0.02)]
+            run_of(0, official=RELEASE, expmi=0.03), run_of(1, official=RELEASE, expmi=0.05, gnime=0.1),
+            run_of(0, xai="lrp", expmi=0.02), run_of(1, xai="lrp", official=RELEASE, expmi=0.02)]
     lines = tables.official_tables(runs)
     assert [line for line in lines if line.startswith("###")] == ["### mnist, Gradient: default mode against `--official`"]
     row = cells(lines, "expmi")  # +50 % and +25 %: 37.5 ± 25 / sqrt 2; seed 2 has no partner
@@ -104,11 +105,31 @@ def test_default_mode_against_official_by_hand():
     ("mnist", "grad", True, False), ("cifar10", "gradcam", True, True), ("orl_faces", "lrp", False, False),
     ("orl_faces", "gradcam", False, True)])
 def test_choices_of_the_authors_that_can_have_acted(name, xai, batches, pooled):
-    pair = [run_of(name=name, xai=xai, official=official, predmi=0.1) for official in (False, True)]
+    pair = [run_of(name=name, xai=xai, official=official, predmi=0.1) for official in ((), RELEASE)]
     text = "\n".join(tables.official_tables(pair))
     assert ("predmi and expmi also twice the batch" in text) is batches
     assert ("averaged over a batch" in text) is pooled
     assert "one fixed order" in text and "gnime also the standardised clean explanation" in text
+
+
+def test_the_authors_choices_one_by_one_by_hand(runner):
+    runs = [run_of(0, expmi=0.02, gnime=0.1), run_of(1, expmi=0.04), run_of(0, official=RELEASE, expmi=0.03),
+            run_of(0, official=("scale",), gnime=0.05),
+            run_of(0, official=("order",), expmi=0.03), run_of(1, official=("order",), expmi=0.05),
+            run_of(2, official=("order",), expmi=0.9), run_of(0, official=("gradcam", "order"), expmi=0.01)]
+    lines = tables.official_tables(runs)
+    start = lines.index("### mnist, Gradient: the authors' choices one by one")
+    table = [line for line in lines[start:] if line.startswith("|")]
+    assert table == ["| choice | expmi | gnime |", "|---|---|---|", "| scale | not measured | -50.0 (n=1) |",
+                     "| order | 37.5 ± 17.7 (n=2) | not measured |",  # +50 % and +25 %; no default for seed 2
+                     "| gradcam order | -50.0 (n=1) | not measured |", "| all | 50.0 (n=1) | not measured |"]
+    assert "a processor, CPU, commit abc." in lines[-2]
+    assert not any("one by one" in line for line in tables.official_tables(runs[:3])), "no choice was repeated alone"
+    assert not any("one by one" in line for line in tables.official_tables(runs[2:])), "nothing to compare with"
+    assert sum(line.startswith("###") for line in tables.reduced_tables(runs)) == 2, "full tables of the two modes alone"
+    write(runner, "reduced", *runs)
+    assert {*docs.charts(docs.read_results(Path("results")))[Path("docs/figures/bars_reduced.png")][0]} == {
+        "mnist", "mnist, official"}
 
 
 def test_observations_by_hand():
@@ -144,7 +165,7 @@ def test_observations_by_hand():
 
 def test_charts_by_hand(runner, monkeypatch):
     """Heights, spreads and colours of what is drawn."""
-    runs = [run_of(0, expmi=0.004, gnime=0.012), run_of(1, expmi=0.006), run_of(0, xai="lrp", official=True, expmi=0.003)]
+    runs = [run_of(0, expmi=0.004, gnime=0.012), run_of(1, expmi=0.006), run_of(0, xai="lrp", official=RELEASE, expmi=0.003)]
     drawn = docs.charts({"paper": runs, "reduced": runs})
     ours = {"mnist": {"Gradient": {"expmi": [0.004, 0.006], "gnime": [0.012]}},
             "mnist, official": {"LRP (z+)": {"expmi": [0.003]}}}

@@ -102,6 +102,39 @@ def test_official_gradcam_is_pooled(scripts, tmp_path):
     assert np.abs(files.maps - gradcam(files.victim, images).numpy()).max() > 0.01
 
 
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(("choice", "refused"), [
+    ("gradcam", {}), ("scale", {"gnime": "injector.pt"}),
+    ("order", {"predmi": "digits_predmi.pt", "gnime": "digits_gnime_lrp.pt"}),
+    ("validation", {"predmi": "digits_predmi.pt", "gnime": "digits_gnime_lrp.pt"}),
+    ("optimiser", {"predmi": "victim/digits.pt", "gnime": "victim/digits.pt"})])
+def test_a_choice_of_the_authors_refuses_what_it_acts_on_alone(scripts, root_copy, choice, refused):
+    """Made in the default mode, asked for with one choice of the release: lrp has no Grad-CAM to average."""
+    for setting in ("predmi", "gnime"):
+        code, _, lines = scripts("eval", root_copy, "--official", choice, "--settings", setting)
+        if setting in refused:
+            assert code == 1 and refused[setting] in lines[0] and "official" in lines[0], lines
+        else:
+            assert code == 0, lines
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("choice", ["scale", "order", "validation", "optimiser"])
+def test_a_choice_of_the_authors_is_made_alone(scripts, root_copy, monkeypatch, choice):
+    tasks, games, originals = [], [], (evaluation.fit, pipeline.play)
+    monkeypatch.setattr(evaluation, "fit", lambda task, *rest: tasks.append(task) or originals[0](task, *rest))
+    monkeypatch.setattr(pipeline, "play", lambda game, *rest: games.append(game) or originals[1](game, *rest))
+    shutil.rmtree(root_copy / "models")
+    (root_copy / "aux/digits_lrp.hkl").unlink()
+    for script in ("prepare", "train", "eval"):
+        assert scripts(script, root_copy, "--official", choice)[0] == 0
+    splits = Splits.of(N, choice == "validation")
+    assert [game.official for game in games] == [choice == "scale"]
+    assert {task.shuffle for task in tasks} == {choice != "order"}
+    assert {len(task.rows) for task in tasks} == {len(splits.train)}
+    assert {task.stage.eps for task in tasks} == {games[0].stage.eps} == {1e-7 if choice == "optimiser" else 1e-8}
+
+
 def test_injector_is_scaled_by_the_defenders_half(small_root, files):
     injector = rebuild(small_root / "models/def/digits_lrp/injector.pt")
     half = files.maps[: len(SPLITS.defender)].astype(np.float64)

@@ -15,6 +15,7 @@ import pytest
 from helpers import Killed, run_of, write
 
 from gnime import docs, reproduce, training
+from gnime.config import OFFICIAL
 
 REPOSITORY = Path(__file__).parent.parent
 CELL = ["--preset", "reduced", "--targets", "digits", "--xai", "lrp", "--seeds", "0", "--gpu", "-1"]
@@ -40,7 +41,7 @@ def test_a_cell_is_what_the_scripts_make(runner, small_root):
     assert code == 0 and "[1/1] results/reduced/digits_lrp_seed0.json: made" in out
     measured = runner.measured()
     same_result(measured, small_root)
-    assert measured["seed"] == 0 and measured["configuration"]["official"] is False and measured["n"]["images"] == 60
+    assert measured["seed"] == 0 and measured["configuration"]["official"] == [] and measured["n"]["images"] == 60
     again = reproduce.parser().parse_args(shlex.split(measured["command"])[3:])
     asked = reproduce.parser().parse_args([*CELL, *FOUR])
     for flag in ("preset", "targets", "xai", "seeds", "settings", "official", "precision"):
@@ -56,8 +57,17 @@ def test_a_cell_is_what_the_scripts_make(runner, small_root):
 def test_the_command_of_another_mode_says_so(runner):
     code, _, _ = runner(*CELL, "--settings", "predmi", "--official", "--precision", "fp32")
     measured = json.loads((runner.folder / "results/reduced/digits_lrp_official_seed0.json").read_text())
-    assert code == 0 and measured["configuration"]["official"] is True
-    assert "--settings predmi --precision fp32 --official" in measured["command"]
+    assert code == 0 and measured["configuration"]["official"] == list(OFFICIAL)
+    assert measured["command"].endswith("--settings predmi --precision fp32 --official")
+    assert not list((runner.folder / ".reproduce").rglob("injector.pt")), "PredMI needs none"
+
+
+def test_single_choices_of_the_authors_are_runs_of_their_own(runner):
+    code, _, _ = runner(*CELL, "--settings", "predmi", "--official", "validation", "order")
+    measured = json.loads((runner.folder / "results/reduced/digits_lrp_official-order-validation_seed0.json").read_text())
+    assert code == 0 and measured["configuration"]["official"] == ["order", "validation"]
+    assert measured["command"].endswith("--settings predmi --official order validation")
+    assert (runner.folder / ".reproduce/reduced_official-order-validation_seed0/models/victim/digits.pt").exists()
 
 
 def test_a_budget_stops_and_the_same_command_goes_on(runner, small_root):
