@@ -33,7 +33,7 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 
 stage = Stage(epochs=1, batch_size=128)
-chosen = replace(target("noise", size), convs=(2, 2, 2), hidden=8, width=128, classifier=stage, inverter=stage, injector=stage)
+chosen = replace(target("noise", size), convs=(8, 8, 8), hidden=8, width=128, classifier=stage, inverter=stage, injector=stage)
 run = Run(script, chosen, "grad", root, root, gpu=-1, settings=("predmi", "expmi", "rnd", "gnime"))
 if script == "prepare":
     record = {{"target": "noise", "image_size": size, "seed": 0, "available": n}}

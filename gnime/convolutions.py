@@ -1,4 +1,4 @@
-"""3x3 convolutions with as few products, and as little traffic of memory, as their shapes allow.
+"""3x3 convolutions, and what follows them, with as few products and as little traffic of memory as shapes allow.
 
 Each function equals the plain formulation that its docstring states, in outputs and gradients (tests/test_formulations.py).
 On a GPU most are that formulation: it multiplies faster than it could add up products from memory.
@@ -13,7 +13,8 @@ from torch.autograd.function import once_differentiable
 
 CACHED = 1 << 20  # numbers that stay in a processor's cache
 THIN = 32  # outputs of a convolution below which additions cost more than the products they replace
-WIDE = 1 << 15  # inputs times outputs from which the transforms of Winograd's algorithm are worth the products they save
+WIDE = 1 << 13  # inputs times outputs from which the transforms of Winograd's algorithm are worth the products they save
+PATCHES = 512  # that are transformed at once: they stay in cache, and their sum is worth a matrix product
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -63,14 +64,14 @@ def weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
     n, inputs, h, w = x.shape
     outputs = dy.shape[1]
     total = x.new_zeros(16, inputs, outputs)
-    images = max(1, 4 * CACHED // (h * w * (inputs + outputs)))
+    images = max(1, 4 * PATCHES // (h * w))
     for part, dpart in zip(*(m.permute(0, 2, 3, 1).split(images) for m in (x, dy)), strict=True):
         seen, sent = (part.new_empty(4, 4, len(part), h // 2, w // 2, m.shape[3]) for m in (part, dpart))
         _map_inputs(part, seen)
         _map_outputs(dpart, sent)
         total.baddbmm_(seen.view(16, -1, inputs).transpose(1, 2), sent.view(16, -1, outputs))
     taps = x.new_tensor([[1, 0.5, 0.5, 0], [0, 0.5, -0.5, 0], [0, 0.5, 0.5, 1]])
-    return torch.einsum("ia,jb,abco->ocij", taps, taps, total.view(4, 4, inputs, outputs))
+    return (torch.kron(taps, taps) @ total.flatten(1)).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
 
 
 def _map_inputs(x: Tensor, out: Tensor) -> None:
@@ -95,6 +96,39 @@ def _map_outputs(dy: Tensor, out: Tensor) -> None:
         torch.add(first, second, out=target[1])
         torch.sub(first, second, out=target[2])
         torch.neg(second, out=target[3])
+
+
+def relu_and_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """relu(x), written over x, and its 2x2 max pooling. x (N, C, H, W) -> (N, C, H, W), (N, C, H/2, W/2)."""
+    if x.device.type != "cpu" or not x.requires_grad:
+        x = F.relu(x, inplace=True)
+        return x, F.max_pool2d(x, 2)
+    return ReluAndPool.apply(x)
+
+
+class ReluAndPool(torch.autograd.Function):
+    """`relu_and_pool` whose backward pass goes through pooling, sum and ReLU a few images at a time, in cache: they cost
+    a write and a read of the whole map each."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.mark_dirty(x.relu_())
+        pooled, places = torch.ops.aten.max_pool2d_with_indices(x, [2, 2], [2, 2])
+        ctx.save_for_backward(x, places)
+        return x, pooled
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dx: Tensor, dpooled: Tensor) -> Tensor:
+        x, places = ctx.saved_tensors
+        total = torch.empty_like(x)
+        images = max(1, CACHED // x[0].numel())
+        parts = zip(*(m.split(images) for m in (x, places, dx, dpooled, total)), strict=True)
+        for part, where, direct, through, out in parts:
+            summed = torch.ops.aten.max_pool2d_with_indices_backward(
+                through, part, [2, 2], [2, 2], [0, 0], [1, 1], False, where).add_(direct)
+            torch.ops.aten.threshold_backward.grad_input(summed, part, 0, grad_input=out)
+        return total
 
 
 class Conv(nn.Conv2d):

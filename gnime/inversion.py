@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolutions import Conv, conv, spread_conv, upsample_conv
+from .convolutions import Conv, conv, relu_and_pool, spread_conv, upsample_conv
 
 
 def sides(first: int, last: int) -> list[int]:
@@ -86,9 +86,8 @@ class ExpMI(nn.Module):
         """explanation (N, K, S, S), prediction (N, classes). Returns (N, channels, size, size), linear."""
         x, skips = explanation, []
         for layer in self.encoder:
-            x = F.relu(layer(x), inplace=True)
-            skips.append(x)
-            x = F.max_pool2d(x, 2)
+            skip, x = relu_and_pool(layer(x))
+            skips.append(skip)
         code = F.relu(self.code(x.flatten(1)))
         x = F.relu(self.bottleneck(torch.cat([code, explanation.flatten(1), prediction], 1)))
         return _grow(x[:, :, None, None], self.decoder, lambda layer, x: self._merge(layer, x, skips))
@@ -97,10 +96,10 @@ class ExpMI(nn.Module):
     def _merge(layer: Conv, x: Tensor, skips: list[Tensor]) -> Tensor:
         """The convolution over [upsampled x, skip]: the weight splits into the part that sees each."""
         grow = spread_conv if x.shape[2] == 1 else upsample_conv
-        grown = grow(x, layer.weight[:, : x.shape[1]], layer.bias)
-        if skips:
-            return conv(skips.pop(), layer.weight[:, x.shape[1] :]).add_(grown)
-        return grown
+        if not skips:
+            return grow(x, layer.weight, layer.bias)
+        below, beside = layer.weight.split([x.shape[1], layer.in_channels - x.shape[1]], 1)
+        return conv(skips.pop(), beside).add_(grow(x, below, layer.bias))
 
 
 class DenseExpMI(ExpMI):

@@ -7,7 +7,7 @@ from torch import nn
 
 from gnime import convolutions
 from gnime.classifiers import Classifier
-from gnime.convolutions import TapProducts, _taps, conv, folded_conv, upsample_conv
+from gnime.convolutions import TapProducts, _taps, conv, folded_conv, relu_and_pool, upsample_conv
 from gnime.data import channels_last
 
 
@@ -73,7 +73,7 @@ def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
     inputs = [torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)][: 2 + with_bias]
     cotangent = torch.randn(shape[0], outputs, *shape[2:])
     expected = with_gradients(lambda *given: F.conv2d(*given, padding=1), [i.double() for i in inputs], cotangent)
-    monkeypatch.setattr(convolutions, "CACHED", shape[2] * shape[3] * (shape[1] + outputs) // 2)  # two images and a rest
+    monkeypatch.setattr(convolutions, "PATCHES", shape[2] * shape[3] // 2)  # two images at a time and a rest
     laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
     close(with_gradients(conv, [i.double() for i in laid_out], cotangent), expected, 1e-13)
     close(with_gradients(conv, laid_out, cotangent), expected, 1e-5)
@@ -82,8 +82,42 @@ def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
 def test_which_convolutions_take_winograds_gradient():
     used = {shape: "Winograd" in type(conv(torch.zeros(1, shape[0], *shape[2:], requires_grad=True),
                                            torch.zeros(shape[1], shape[0], 3, 3)).grad_fn).__name__
-            for shape in ((128, 256, 4, 4), (256, 128, 16, 16), (128, 128, 8, 8), (256, 256, 4, 3), (512, 1, 8, 8))}
-    assert list(used.values()) == [True, True, False, False, False]
+            for shape in ((128, 256, 4, 4), (256, 128, 16, 16), (64, 128, 8, 8), (64, 64, 8, 8), (256, 256, 4, 3),
+                          (512, 1, 8, 8))}
+    assert list(used.values()) == [True, True, True, False, False, False]
+
+
+def test_winograds_patches_are_transformed_a_few_images_at_a_time(monkeypatch):
+    parts, original = [], convolutions._map_inputs
+    monkeypatch.setattr(convolutions, "_map_inputs", lambda x, out: parts.append(len(x)) or original(x, out))
+    for images, side in ((70, 8), (3, 64)):  # 512 patches are 32 images of 4x4 patches, and half an image of 32x32
+        convolutions.weight_gradient(torch.rand(images, 2, side, side), torch.rand(images, 3, side, side))
+    assert parts == [32, 32, 6, 1, 1, 1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("used", ["both", "map", "pooled"])
+def test_relu_and_pool(layout, used, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(convolutions, "CACHED", 2 * 3 * 24)  # two images at a time and a rest
+    x = torch.randint(-2, 3, (5, 3, 4, 6)).double()  # windows with several maxima, and with none above zero
+    cotangents = torch.randn(5, 3, 4, 6, dtype=torch.double), torch.randn(5, 3, 2, 3, dtype=torch.double)
+    kept = [i for i, name in enumerate(("map", "pooled")) if used in (name, "both")]
+
+    def gradient(function):
+        given = x.clone(memory_format=layout).requires_grad_()
+        found = function(given * 1.0)  # a network's map: not a leaf
+        return *found, torch.autograd.grad([found[i] for i in kept], given, [cotangents[i] for i in kept])[0]
+
+    def plain(given):
+        given = F.relu(given)
+        return given, F.max_pool2d(given, 2)
+
+    for found, expected in zip(gradient(relu_and_pool), gradient(plain), strict=True):
+        assert found.equal(expected)
+    with torch.no_grad():
+        for found, expected in zip(relu_and_pool(x.clone()), plain(x), strict=True):
+            assert found.equal(expected)
 
 
 def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
