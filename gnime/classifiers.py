@@ -20,6 +20,8 @@ class Classifier(nn.Sequential):
         features: what DeePSiM compares, "pool" (the flattened last pooling) or "hidden" (the dense layer after ReLU).
     """
 
+    same_function = True  # as nn.Sequential's
+
     def __init__(self, channels: int, size: int, classes: int, convs: tuple[int, ...], hidden: int,
                  dropout: float = 0.0, features: str = "pool"):
         parts: list[tuple[str, nn.Module]] = []

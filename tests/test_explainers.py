@@ -320,6 +320,49 @@ def test_unknown_layer_is_named(xai, unknown):
         EXPLAINERS[xai].load()(model, torch.rand(2, 1, 8, 8))
 
 
+class Squashed(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Told(Doubled):
+    same_function = True
+
+    def forward(self, x):
+        return nn.Conv2d.forward(self, x)
+
+
+class ToldAndDoubled(Told):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("xai", EXPLAINERS)
+def test_a_forward_that_explainers_would_not_see_is_refused(xai):
+    def explain(conv=nn.Conv2d, outer=nn.Sequential):
+        torch.manual_seed(0)
+        model = outer(conv(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+        return EXPLAINERS[xai].load()(model, torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
+
+    plain = explain()
+    for kind in (Doubled, ToldAndDoubled):
+        with pytest.raises(TypeError, match=rf"layer '0' is a {kind.__name__} with a forward of its own"):
+            explain(conv=kind)
+    with pytest.raises(TypeError, match="layer 'model' is a Squashed with a forward"):
+        explain(outer=Squashed)
+    assert explain(conv=Told).equal(plain), "it says that it computes the same"
+    assert explain(outer=type("Named", (nn.Sequential,), {})).equal(plain), "a name of its own changes nothing"
+    patched = nn.ReLU()
+    patched.forward = torch.sigmoid
+    with pytest.raises(TypeError, match="layer '1' is a ReLU with a forward"):
+        EXPLAINERS[xai].load()(stack(nn.Conv2d(1, 2, 3), patched, nn.Flatten(), nn.Linear(72, 3)), torch.rand(2, 1, 8, 8))
+
+
 @pytest.mark.parametrize("xai", EXPLAINERS)
 @pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "frozen"])
 def test_nothing_is_left_behind(xai, frozen):

@@ -14,11 +14,15 @@ def layers(model: nn.Module) -> list[nn.Module]:
     left out.
 
     Raises:
-        TypeError: a layer is none of `LAYERS`; the message names it.
+        TypeError: a layer is none of `LAYERS`, or computes something else than they do; the message names it.
     """
     found: list[nn.Module] = []
 
     def walk(module: nn.Module, name: str) -> None:
+        if isinstance(module, (nn.Sequential, *LAYERS)) and _has_its_own_forward(module):
+            raise TypeError(f"layer {name or 'model'!r} is a {type(module).__name__} with a forward of its own, which "
+                            "explainers do not see; if it computes the same as its base class, say same_function = True in its "
+                            "class")
         if isinstance(module, nn.Sequential):
             for child_name, child in module.named_children():
                 walk(child, f"{name}.{child_name}" if name else child_name)
@@ -30,6 +34,13 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
     walk(model, "")
     return found
+
+
+def _has_its_own_forward(module: nn.Module) -> bool:
+    """Whether it may compute something else than the class of PyTorch's that it derives from; ours say that they do not."""
+    definer = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+    inherited = any(definer.forward is kind.forward for kind in (nn.Sequential, *LAYERS))
+    return "forward" in vars(module) or not (inherited or vars(definer).get("same_function"))
 
 
 def pool_first(stack: Iterable[nn.Module]) -> list[nn.Module]:
