@@ -22,7 +22,7 @@ from .config import Run
 from .errors import GnimeError
 from .runtime import Device, say, warn
 
-LAYOUT = 1  # of our records; raised when an older file can no longer be read
+LAYOUT = 2  # of our records; raised when an older file can no longer be read
 
 
 class Paths:

@@ -77,8 +77,8 @@ OFFICIAL = {
     "gradcam": "Grad-CAM's channel weights are averaged over a batch",
     "scale": "the clean explanation enters the injector's sparring inverter standardised",
     "order": "attackers see their data in one fixed order",
-    "validation": "their test set is also their validation set",
-    "optimiser": "their batches and Adam's betas differ from setting to setting; its epsilon is 1e-7",
+    "validation": "they validate on their test set, and train on what the default keeps for validation",
+    "optimiser": "their batches and Adam's betas differ from setting to setting; its epsilon is 1e-7 for every network",
 }
 
 IMAGE_SIZES = (16, 32, 64, 128, 256)  # the networks halve and double: powers of two

@@ -98,12 +98,12 @@ def _map_outputs(dy: Tensor, out: Tensor) -> None:
         torch.neg(second, out=target[3])
 
 
-def relu_and_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+def relu_and_pool(x: Tensor, training: bool) -> tuple[Tensor, Tensor]:
     """relu(x), written over x, and its 2x2 max pooling. x (N, C, H, W) -> (N, C, H, W), (N, C, H/2, W/2)."""
-    if x.device.type != "cpu" or not x.requires_grad:
-        x = F.relu(x, inplace=True)
-        return x, F.max_pool2d(x, 2)
-    return ReluAndPool.apply(x)
+    if training and x.device.type == "cpu":
+        return ReluAndPool.apply(x)
+    x = F.relu(x, inplace=True)
+    return x, F.max_pool2d(x, 2)
 
 
 class ReluAndPool(torch.autograd.Function):
@@ -122,7 +122,7 @@ class ReluAndPool(torch.autograd.Function):
     def backward(ctx, dx: Tensor, dpooled: Tensor) -> Tensor:
         x, places = ctx.saved_tensors
         total = torch.empty_like(x)
-        images = max(1, CACHED // x[0].numel())
+        images = max(1, CACHED * len(x) // max(1, x.numel()))
         parts = zip(*(m.split(images) for m in (x, places, dx, dpooled, total)), strict=True)
         for part, where, direct, through, out in parts:
             summed = torch.ops.aten.max_pool2d_with_indices_backward(

@@ -11,7 +11,7 @@ from .config import OFFICIAL
 from .errors import GnimeError
 from .explainers import EXPLAINERS
 from .settings import SETTINGS
-from .tables import DEFAULT, RELEASE, document, group, read_paper, values
+from .tables import document, read_paper, values, whole_modes
 
 DOCS = Path("docs/results.md")
 # of a run's file, what the tables read
@@ -32,7 +32,7 @@ def read_result(path: Path) -> dict:
         run = json.loads(path.read_text(encoding="utf-8"))
         whole = (all(isinstance(run[key], kind) for key, kind in KINDS.items()) and run["xai"] in EXPLAINERS
                  and all(run[key].keys() >= names for key, names in PARTS.items())
-                 and {*run["configuration"]["official"]} <= OFFICIAL.keys()
+                 and run["configuration"]["official"] == [name for name in OFFICIAL if name in run["configuration"]["official"]]
                  and all(setting in SETTINGS and numbers.keys() >= NUMBERS and numbers["mse"] > 0
                          for setting, numbers in run["settings"].items()))
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -57,11 +57,11 @@ def charts(found: dict[str, list[dict]]) -> dict[Path, tuple[dict, dict]]:
     """
     made = {}
     for preset, runs in found.items():
+        if not whole_modes(runs):
+            continue
         paper = read_paper() if preset == "paper" else {}
         ours, theirs = defaultdict(dict), defaultdict(dict)
-        for (name, xai, official), seeds in sorted(group(runs).items(), key=lambda item: (item[0][2], item[0])):
-            if official not in (DEFAULT, RELEASE):
-                continue
+        for (name, xai, official), seeds in sorted(whole_modes(runs).items(), key=lambda item: (item[0][2], item[0])):
             panel, title = name + (", official" if official else ""), EXPLAINERS[xai].title
             bars = {setting: values(seeds, setting, "mse") for setting in SETTINGS}
             ours[panel][title] = {setting: numbers for setting, numbers in bars.items() if numbers}

@@ -86,7 +86,7 @@ class ExpMI(nn.Module):
         """explanation (N, K, S, S), prediction (N, classes). Returns (N, channels, size, size), linear."""
         x, skips = explanation, []
         for layer in self.encoder:
-            skip, x = relu_and_pool(layer(x))
+            skip, x = relu_and_pool(layer(x), self.training)
             skips.append(skip)
         code = F.relu(self.code(x.flatten(1)))
         x = F.relu(self.bottleneck(torch.cat([code, explanation.flatten(1), prediction], 1)))

@@ -1,5 +1,6 @@
 """docs/results.md and the charts, against numbers worked out by hand."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -123,13 +124,30 @@ def test_the_authors_choices_one_by_one_by_hand(runner):
     assert table == ["| choice | expmi | gnime |", "|---|---|---|", "| scale | not measured | -50.0 (n=1) |",
                      "| order | 37.5 ± 17.7 (n=2) | not measured |",  # +50 % and +25 %; no default for seed 2
                      "| gradcam order | -50.0 (n=1) | not measured |", "| all | 50.0 (n=1) | not measured |"]
-    assert "a processor, CPU, commit abc." in lines[-2]
+    made = "a processor, CPU, commit abc"
+    assert lines[-2] == f"Measured: single choices: {made}; default: {made}; all: {made}."
     assert not any("one by one" in line for line in tables.official_tables(runs[:3])), "no choice was repeated alone"
-    assert not any("one by one" in line for line in tables.official_tables(runs[2:])), "nothing to compare with"
+    assert "| order | not measured |" in tables.official_tables(runs[4:5]), "nothing to compare with"
     assert sum(line.startswith("###") for line in tables.reduced_tables(runs)) == 2, "full tables of the two modes alone"
     write(runner, "reduced", *runs)
     assert {*docs.charts(docs.read_results(Path("results")))[Path("docs/figures/bars_reduced.png")][0]} == {
         "mnist", "mnist, official"}
+
+
+def test_single_choices_alone_make_no_chart(runner):
+    write(runner, "paper", run_of(0, official=("order",), expmi=0.03))
+    assert main(["--docs"]) == 0 and main(["--check"]) == 0
+    text = Path("docs/results.md").read_text()
+    assert "bars_paper" not in text and "| order | not measured |" in text and not list(Path("docs").rglob("*.png"))
+
+
+@pytest.mark.parametrize("official", [True, "", {}, ["scale", "gradcam"], ["order", "order"], ["nothing"]])
+def test_choices_of_the_authors_have_one_form(runner, official):
+    run = run_of(expmi=0.1)
+    write(runner, "reduced", run)
+    path = Path("results/reduced/mnist_grad_seed0.json")
+    path.write_text(json.dumps(run | {"configuration": run["configuration"] | {"official": official}}))
+    assert main(["--docs"]) == 1
 
 
 def test_observations_by_hand():

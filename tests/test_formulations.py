@@ -1,5 +1,7 @@
 """The fast formulations against the plain ones, outputs and gradients, whichever of them a device and a shape get."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -95,13 +97,14 @@ def test_winograds_patches_are_transformed_a_few_images_at_a_time(monkeypatch):
     assert parts == [32, 32, 6, 1, 1, 1]
 
 
+@pytest.mark.parametrize("images", [5, 0])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("used", ["both", "map", "pooled"])
-def test_relu_and_pool(layout, used, monkeypatch):
+def test_relu_and_pool(images, layout, used, monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(convolutions, "CACHED", 2 * 3 * 24)  # two images at a time and a rest
-    x = torch.randint(-2, 3, (5, 3, 4, 6)).double()  # windows with several maxima, and with none above zero
-    cotangents = torch.randn(5, 3, 4, 6, dtype=torch.double), torch.randn(5, 3, 2, 3, dtype=torch.double)
+    x = torch.randint(-2, 3, (images, 3, 4, 6)).double()  # windows with several maxima, and with none above zero
+    cotangents = torch.randn(images, 3, 4, 6, dtype=torch.double), torch.randn(images, 3, 2, 3, dtype=torch.double)
     kept = [i for i, name in enumerate(("map", "pooled")) if used in (name, "both")]
 
     def gradient(function):
@@ -113,11 +116,12 @@ def test_relu_and_pool(layout, used, monkeypatch):
         given = F.relu(given)
         return given, F.max_pool2d(given, 2)
 
-    for found, expected in zip(gradient(relu_and_pool), gradient(plain), strict=True):
-        assert found.equal(expected)
-    with torch.no_grad():
-        for found, expected in zip(relu_and_pool(x.clone()), plain(x), strict=True):
+    for training in (True, False):
+        for found, expected in zip(gradient(partial(relu_and_pool, training=training)), gradient(plain), strict=True):
             assert found.equal(expected)
+        with torch.no_grad():
+            for found, expected in zip(relu_and_pool(x.clone(), training), plain(x), strict=True):
+                assert found.equal(expected)
 
 
 def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
