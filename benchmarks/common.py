@@ -13,8 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 
-def options(about: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=about)
+def options(about: str, gpu: bool = False) -> argparse.Namespace:
+    """The flags that all benchmarks take; `gpu`: and the device."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if gpu:
+        parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device; -1 is the CPU (default: 0)")
     parser.add_argument("--quick", action="store_true", help="smaller, within a minute on two cores")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (default: one for each core)")
@@ -69,7 +72,7 @@ def _serve(pipe, build: Callable, threads: int, cpu_time: bool) -> None:
 class Report:
     """Prints figures as they come, then one line for each claim."""
 
-    def __init__(self, chosen: argparse.Namespace):
+    def __init__(self, chosen: argparse.Namespace, device: str | None = None):
         import torch
 
         from gnime.runtime import provenance
@@ -77,13 +80,18 @@ class Report:
         torch.set_num_threads(chosen.threads)
         self.chosen, self.figures, self.claims = chosen, {}, []
         clock = "processor time" if chosen.cpu_time else "wall time"
-        self.made_on = provenance(f"CPU, {chosen.threads} threads") | {"clock": clock, "load": os.getloadavg()}
+        self.made_on = provenance(device or f"CPU, {chosen.threads} threads") | {"clock": clock, "load": os.getloadavg()}
         print(json.dumps(self.made_on), flush=True)
 
     def times(self, name: str, seconds: Sequence[float]) -> None:
         low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
         self.figures[name] = {"min": low, "median": middle, "max": high, "n": len(seconds)}
         print(f"{name:<44} min {low:.4f}  median {middle:.4f}  max {high:.4f} s  (n={len(seconds)})", flush=True)
+
+    def number(self, name: str, value: float) -> None:
+        """What is no time."""
+        self.figures[name] = {"value": value}
+        print(f"{name:<44} {value:.4g}", flush=True)
 
     def compare(self, claim: str, names: Sequence[str], builds: Sequence[Callable], rounds: int, target: float,
                 other: str | None = None) -> None:

@@ -106,7 +106,7 @@ def products(step, batch) -> int:
 
 def main():
     chosen = options(__doc__)
-    batch, rounds = (32, 2) if chosen.quick else (128, 5)
+    batch, rounds = (32, 2) if chosen.quick else (128, 9)
     report = Report(chosen)
     print(f"batch {batch}, mnist, width 2048")
     has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
