@@ -201,11 +201,12 @@ def provenance(device: str) -> dict:
     for package in ("torch", "torchvision", "numpy", "hickle", "h5py", "scikit-learn", "pytorch-msssim"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {"versions": versions, "commit": _commit(),
+    return {"versions": versions, "commit": commit(),
             "hardware": {"device": device, "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}}
 
 
-def _commit() -> str | None:
+@cache
+def commit() -> str | None:
     """The commit of the checkout that this package runs from, with "+" where files differ from it."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():

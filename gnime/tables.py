@@ -187,8 +187,9 @@ def _authors_choices(name: str, xai: str) -> str:
 
 
 def _made_on(runs: list[dict]) -> tuple[str, str]:
-    """Their commits, and their machines."""
-    commits = ", ".join(dict.fromkeys(str(run["commit"]) for run in runs))
+    """Their commits, and those that trained their networks where those say so; and their machines."""
+    found = [str(made["commit"]) for run in runs for made in (run, *run.get("networks", {}).values()) if "commit" in made]
+    commits = ", ".join(dict.fromkeys(found))
     return commits, "; or ".join(dict.fromkeys(f"{run['hardware']['cpu']}, {run['hardware']['device']}" for run in runs))
 
 

@@ -21,7 +21,7 @@ def run_of(seed=0, name="mnist", xai="grad", official=(), warnings=(), command="
     return {"target": name, "xai": xai, "seed": seed, "n": {"images": 60, "test": 6, "train": 22}, "command": command,
             "configuration": {"official": list(official), "image": [1, 32, 32], "width": 64, "weight": 100.0,
                               "stages": {"classifier": stage}},
-            "settings": settings, "warnings": list(warnings), "versions": {"torch": "2"}, "commit": "abc",
+            "networks": {}, "settings": settings, "warnings": list(warnings), "versions": {"torch": "2"}, "commit": "abc",
             "hardware": {"cpu": "a processor", "device": "CPU"}}
 
 

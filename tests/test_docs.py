@@ -76,6 +76,13 @@ def test_the_papers_table_by_hand(monkeypatch):
     assert cells(one[: one.index("### cifar10, default mode")], "predmi", "lrp")[1:3] == ["0.0235 (n=1)", "-2.0"]
 
 
+def test_every_commit_that_trained_a_network_is_named():
+    one, two = run_of(0, expmi=0.03), run_of(1, expmi=0.04)
+    one["networks"] = {"victim": {"commit": "def"}, "expmi": {"commit": "abc"}, "injector": {"digest": "somebody else's"}}
+    two["networks"] = {"victim": {"commit": None}}
+    assert "commit abc, def, None." in "\n".join(tables.reduced_tables([one, two]))
+
+
 def test_reduced_tables_by_hand():
     runs = [run_of(10, expmi=0.03), run_of(2, expmi=0.01, gnime=0.04), run_of(3, expmi=0.02, gnime=0.06)]
     lines = tables.reduced_tables(runs)

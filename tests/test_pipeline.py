@@ -252,6 +252,7 @@ def test_the_table_is_the_same_in_every_form(scripts, root_copy):
     assert found["seed"] == 0 and found["configuration"]["width"] == 64
     assert {"torch", "numpy", "gnime", "python"} <= found["versions"].keys()
     assert found["hardware"]["device"].startswith("CPU") and float(found["duration"].split()[0]) > 0
+    assert {network["commit"] for network in found["networks"].values()} == {found["commit"]}
     assert found["networks"]["victim"]["digest"] == load_checkpoint(root_copy / "models/victim/digits.pt").digest
 
 
