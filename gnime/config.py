@@ -91,7 +91,7 @@ def target(name: str, image_size: int | None = None) -> Target:
 
 
 # controls that the release has not: trained as what they are compared with
-AS_EXPMI = ("rnd-0", "negative", "permutation", "class-mean")
+AS_EXPMI = ("rnd-0", "negative", "permutation", "class-mean", "blank")
 
 
 def official_stage(stage: Stage, target_name: str, network: str) -> Stage:

@@ -103,5 +103,10 @@ def class_mean(means: Means) -> Defence:
     return lambda explanation, prediction, image, rows: means.class_means[prediction.argmax(1)]
 
 
+def blank(means: Means) -> Defence:
+    """Nothing at all: what its attacker recovers, the paper's attacker recovers from the prediction alone."""
+    return lambda explanation, prediction, image, rows: torch.zeros_like(explanation)
+
+
 DEFENCES = {"none": none, "rnd": rnd, "ond": ond, "gnime": gnime, "negative": negative, "permutation": permuted,
-            "class-mean": class_mean}
+            "class-mean": class_mean, "blank": blank}

@@ -13,7 +13,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend comes first: there may be no screen
 
 COLOURS = {"predmi": "#7f7f7f", "expmi": "#d62728", "rnd": "#ff7f0e", "ond": "#9467bd", "gnime": "#1f77b4",
-           "rnd-0": "#f5c6a0", "rnd-4": "#a04000", "negative": "#8c564b", "permutation": "#e377c2", "class-mean": "#17becf"}
+           "rnd-0": "#f5c6a0", "rnd-4": "#a04000", "negative": "#8c564b", "permutation": "#e377c2", "class-mean": "#17becf",
+           "blank": "#bcbd22"}
 
 
 NOTE = "gnime-drawn-from"  # a PNG's text chunk

@@ -38,7 +38,8 @@ SETTINGS = {
         Setting("negative", "control: 1 - e", "negative", inverters=("expmi", "centred")),
         Setting("permutation", "control: secret pixel permutation", "permutation", inverters=("expmi", "dense")),
         Setting("class-mean", "control: mean explanation of the predicted class", "class-mean"),
+        Setting("blank", "control: a blank explanation", "blank"),
     )
 }
 DEFAULT_SETTINGS = ("predmi", "expmi", "rnd", "gnime")
-CONTROLS = ("rnd-0", "rnd-4", "negative", "permutation", "class-mean")
+CONTROLS = ("rnd-0", "rnd-4", "negative", "permutation", "class-mean", "blank")

@@ -29,6 +29,7 @@ def test_defences_by_hand():
     assert shuffled[0].equal(DEFENCES["permutation"](Means(3))(e[:1], y, x, range(5))[0]), "one order for all"
     means = torch.rand(4, 2, 8, 8)
     assert DEFENCES["class-mean"](Means(0, class_means=means))(e, y, x, span)[5].equal(means[1])
+    assert DEFENCES["blank"](Means(0))(e, y, x, span).equal(torch.zeros_like(e))
 
 
 def test_ond_hurts_a_frozen_inverter_more_than_noise_of_its_size():
