@@ -240,9 +240,12 @@ def _observations(runs: list[dict]) -> list[str]:
             lines.append(f"- Control {what}: MSE {plain} for the paper's attacker, {other} for one {how}; the one with the "
                          f"better validation error recovers {leak} of the leak.")
     if having("class-mean", "predmi"):
-        lines.append(f"- Control class mean: MSE {ratio('class-mean', 'predmi')} times PredMI's. Of the single image it says "
-                     "nothing; what lies below 1 is what it says of the class, from the defender's images, and what ExpMI "
-                     "learns better from a prediction than PredMI.")
+        than_blank = f", {ratio('class-mean', 'blank')} times the blank one's" if having("class-mean", "blank") else ""
+        lines.append(f"- Control class mean: MSE {ratio('class-mean', 'predmi')} times PredMI's{than_blank}. Of the single "
+                     "image it says nothing, of the class what the defender's images tell.")
+    if having("blank", "predmi"):
+        lines.append(f"- Control blank explanation: MSE {ratio('blank', 'predmi')} times PredMI's (the same to see: what "
+                     "differs is what the two networks make of it).")
     return [*lines, _warnings(runs)]
 
 

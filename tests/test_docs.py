@@ -159,9 +159,9 @@ def test_choices_of_the_authors_have_one_form(runner, official):
 
 def test_observations_by_hand():
     one = run_of(0, predmi=0.1, expmi=0.02, rnd=0.03, gnime=0.05, rnd_0=0.02, rnd_4=0.04, negative=0.02, permutation=0.04,
-                 class_mean=0.09, warnings=["rnd: x", "negative: y"])
+                 class_mean=0.09, blank=0.1, warnings=["rnd: x", "negative: y"])
     two = run_of(1, predmi=0.1, expmi=0.02, rnd=0.05, gnime=0.05, rnd_0=0.022, rnd_4=0.04, negative=0.02, permutation=0.04,
-                 class_mean=0.11, warnings=["rnd: x", "rnd: z"])
+                 class_mean=0.11, blank=0.1, warnings=["rnd: x", "rnd: z"])
     for run, leak in ((one, 1.0), (two, 1.02)):
         run["settings"]["negative"] |= {"residual_leakage": leak, "attackers": {"expmi": 0.03, "centred": 0.02}}
         run["settings"]["permutation"] |= {"residual_leakage": 0.75, "attackers": {"expmi": 0.08, "dense": 0.04}}
@@ -178,14 +178,18 @@ def test_observations_by_hand():
         "mean of what it sees; the one with the better validation error recovers 1.007 ± 0.012 of the leak.",
         "- Control pixel permutation: MSE 0.0800 ± 0.0000 for the paper's attacker, 0.0400 ± 0.0000 for one with a dense front "
         "end; the one with the better validation error recovers 0.750 ± 0.000 of the leak.",
-        "- Control class mean: MSE 0.967 ± 0.115 times PredMI's. Of the single image it says nothing; what lies below 1 is "
-        "what it says of the class, from the defender's images, and what ExpMI learns better from a prediction than PredMI.",
+        "- Control class mean: MSE 0.967 ± 0.115 times PredMI's, 0.967 ± 0.115 times the blank one's. Of the single image it "
+        "says nothing, of the class what the defender's images tell.",
+        "- Control blank explanation: MSE 1.000 ± 0.000 times PredMI's (the same to see: what differs is what the two networks "
+        "make of it).",
         "- Runs with a warning: 2 of 3 (warnings: rnd 3, negative 1).",
     ]
     assert tables._observations([run_of(predmi=0.1)]) == ["- Runs with a warning: 0 of 1."]
     some = tables._observations([one, run_of(1, predmi=0.1, expmi=0.02, rnd=0.03, gnime=0.05)])
     assert some[0] == "- MSE expmi < rnd < gnime: 2 of 2 runs."
     assert "- Control noise of 4 times the distortion, MSE rnd < rnd-4: 1 of 1 runs." in some, "of those that have it"
+    some = tables._observations([run_of(predmi=0.1, class_mean=0.09)])
+    assert some[0].startswith("- Control class mean: MSE 0.900 times PredMI's. Of"), "without a blank one"
 
 
 def test_charts_by_hand(runner, monkeypatch):

@@ -101,7 +101,7 @@ def test_other_explainers_share_the_victim(root, xai):
 
 
 def test_controls_and_ond(root):
-    assert run("eval", root, "--settings", "ond", "negative", "permutation", "class-mean") == 0
+    assert run("eval", root, "--settings", "ond", "negative", "permutation", "class-mean", "blank") == 0
     settings = json.loads((root / "figures/digits_lrp/results.json").read_text())["settings"]
     assert settings["permutation"]["attackers"].keys() == {"expmi", "dense"}
     assert settings["negative"]["attackers"].keys() == {"expmi", "centred"}
