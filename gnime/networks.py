@@ -13,7 +13,7 @@ from .config import Stage, Target
 from .errors import GnimeError
 from .injector import Injector
 from .inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
-from .runtime import Device, commit, derive, say
+from .runtime import Device, commit, derive, hand_back_memory, say
 from .training import state_path
 
 NETWORKS = {"classifier": Classifier, "predmi": PredMI, "expmi": ExpMI, "dense": DenseExpMI,
@@ -103,6 +103,7 @@ def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, see
                 return Trained(_ready(network), found.digest, found.extra or {}, found.made_by or {})
         say(f"{what:<13} training, at most {stage.epochs} epochs, batch {stage.batch_size}")
         report = make(network, state) | {"commit": commit()}
+        hand_back_memory()
         device.barrier()
         tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
         made_by = identity | {"epochs": report["epochs"]}

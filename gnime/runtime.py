@@ -113,6 +113,13 @@ def keep_freed_memory() -> None:
         allocator(arena_max, 1)
 
 
+def hand_back_memory() -> None:
+    """What `keep_freed_memory` kept goes back to the system: between two pieces of work, whose sizes differ and of which
+    the second would not fit into the gaps that the first left."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 @contextlib.contextmanager
 def exact() -> Iterator[None]:
     """32-bit arithmetic whatever the run's precision: for explanations and metrics, which are what is compared."""
@@ -125,6 +132,7 @@ def exact() -> Iterator[None]:
     finally:
         for backend, value in zip(backends, before, strict=True):
             backend.allow_tf32 = value
+        hand_back_memory()  # such a piece of work is over
 
 
 def average_gradients(network: torch.nn.Module, world: int) -> None:
