@@ -116,7 +116,7 @@ def keep_freed_memory() -> None:
 def hand_back_memory() -> None:
     """What `keep_freed_memory` kept goes back to the system: between two pieces of work, whose sizes differ and of which
     the second would not fit into the gaps that the first left."""
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -326,3 +327,31 @@ def test_a_process_without_rows_of_a_batch_takes_part_in_the_sum(monkeypatch):
     network = torch.nn.Linear(2, 3)
     runtime.average_gradients(network, world=2)
     assert all((parameter.grad == 1).all() for parameter in network.parameters())
+
+
+FREED = """
+import re, threading
+from pathlib import Path
+from gnime.runtime import hand_back_memory, keep_freed_memory
+import torch
+
+def resident():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # MiB
+
+keep_freed_memory()
+before = resident()
+worker = threading.Thread(target=lambda: torch.ones(25, 2**20))  # as batches are fetched
+worker.start()
+worker.join()
+kept = resident()
+hand_back_memory()
+print(before, kept, resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another memory allocator")
+def test_freed_memory_stays_and_goes_back():
+    run = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True,
+                         cwd=Path(__file__).parent.parent)
+    before, kept, after = map(float, run.stdout.split())
+    assert kept - before > 90 and after - before < 50  # of 100
