@@ -103,14 +103,12 @@ class Device:
 
 def keep_freed_memory() -> None:
     """glibc hands large pieces back to the system when they are freed, and the next step faults every page in anew: a
-    quarter of a classifier's step. From here on up to 2 GB stay with the process, in one arena: every thread that fetches
-    batches would keep as much in one of its own. Elsewhere nothing is changed."""
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # malloc.h
+    quarter of a classifier's step. From here on up to 2 GB stay with the process. Elsewhere nothing is changed."""
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):
         allocator = ctypes.CDLL(None).mallopt
         allocator(trim_threshold, 2**31 - 1)
         allocator(mmap_threshold, 2**30)
-        allocator(arena_max, 1)
 
 
 def hand_back_memory() -> None:
