@@ -12,12 +12,13 @@ from . import arrays
 from .artifacts import Paths, alone, exists, require
 from .config import SHUFFLE_SEED_PURPOSE, TEST_FRACTION, VALIDATION_FRACTION, Run
 from .errors import GnimeError, UsageError
-from .runtime import permutation, say, warn
+from .runtime import hand_back_memory, permutation, say, warn
 from .sources import Source, decode, open_source
 
 CHUNK = 256  # images per slice when a whole set is gone through
 MINIMUM = 20  # images: below, a split would be empty
 MAXIMUM_CLASSES = 100_000
+HAND_BACK = 5.0  # seconds of a piece of work after which freed memory goes back to the system
 RESIDENT = 0.25  # of the free memory of a CUDA device may hold one array
 
 
@@ -232,6 +233,7 @@ def batches(sources: Sequence[np.ndarray | Tensor | None], rows: Sequence[Tensor
             following = ahead.submit(fetch, wanted)
             if pending is not None:
                 yield pending.result()
+                hand_back_memory(every=HAND_BACK)
             pending = following
         if pending is not None:
             yield pending.result()

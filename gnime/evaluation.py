@@ -121,10 +121,10 @@ def attack(name: str, kind: str, run: Run, attacker: Attacker, seen: np.ndarray 
 def measure(inverter: nn.Module, attacker: Attacker, seen: np.ndarray | Tensor | None, victim: nn.Module,
             evaluation: nn.Module, device: Device) -> Outcome:
     """The attacker's reconstructions of the test set against its images. Always in 32-bit arithmetic."""
-    columns: dict[str, list[Tensor]] = {}
+    per_image: dict[str, Tensor] = {}
     shown, shown_explanation, squared = [], [], 0.0
     sources = [seen, attacker.explanations, attacker.predictions, attacker.images, attacker.labels]
-    for _, (protected, clean, prediction, image, label) in through(sources, attacker.test, CHUNK, device):
+    for rows, (protected, clean, prediction, image, label) in through(sources, attacker.test, CHUNK, device):
         with torch.no_grad():
             found = inverter(protected, prediction).float().clamp(0, 1).contiguous()
             image = image.contiguous()
@@ -134,20 +134,20 @@ def measure(inverter: nn.Module, attacker: Attacker, seen: np.ndarray | Tensor |
             if protected is not None:
                 values["distortion"] = metrics.mse(clean, protected)
             squared += (victim.features(found).double() - victim.features(image).double()).square().sum().item()
-        for name, value in values.items():
-            columns.setdefault(name, []).append(value.cpu())
-        if sum(map(len, shown)) < SHOWN:
-            shown.append(found.cpu())
+        for name, value in values.items():  # into one place: little pieces that stay would part the memory of the next batch
+            if name not in per_image:
+                per_image[name] = torch.empty(len(attacker.test), dtype=value.dtype)
+            per_image[name][rows.start - attacker.test.start : rows.stop - attacker.test.start] = value
+        if (missing := SHOWN - sum(map(len, shown))) > 0:
+            shown.append(found[:missing].cpu().clone())
             if protected is not None:
-                shown_explanation.append(protected.cpu())
-    per_image = {name: torch.cat(parts) for name, parts in columns.items()}
+                shown_explanation.append(protected[:missing].cpu().clone())
     numbers = {name: _plain(value.double().mean().item()) for name, value in per_image.items()}
     numbers["deepsim"] = metrics.deepsim_of(squared, len(attacker.test))
     quantiles = torch.quantile(per_image["mse"].double(), torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.double))
     numbers["mse_interval"] = list(metrics.bootstrap_interval(per_image["mse"]))
     numbers["mse_quantiles"] = quantiles.tolist()
-    return Outcome(numbers, per_image, torch.cat(shown)[:SHOWN],
-                   torch.cat(shown_explanation)[:SHOWN] if shown_explanation else None)
+    return Outcome(numbers, per_image, torch.cat(shown), torch.cat(shown_explanation) if shown_explanation else None)
 
 
 def _plain(value: float) -> float | None:

@@ -111,11 +111,19 @@ def keep_freed_memory() -> None:
         allocator(mmap_threshold, 2**30)
 
 
-def hand_back_memory() -> None:
-    """What `keep_freed_memory` kept goes back to the system: between two pieces of work, whose sizes differ and of which
-    the second would not fit into the gaps that the first left."""
+_handed_back = time.monotonic()
+
+
+def hand_back_memory(every: float = 0.0) -> None:
+    """What `keep_freed_memory` kept goes back to the system, if it has not within `every` seconds: between two pieces of
+    work, the second of which would not fit into the gaps that the first left, and now and then in a long one, whose
+    threads leave gaps for each other."""
+    global _handed_back
+    if time.monotonic() - _handed_back < every:
+        return
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+    _handed_back = time.monotonic()
 
 
 @contextlib.contextmanager
