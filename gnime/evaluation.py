@@ -134,7 +134,7 @@ def measure(inverter: nn.Module, attacker: Attacker, seen: np.ndarray | Tensor |
             if protected is not None:
                 values["distortion"] = metrics.mse(clean, protected)
             squared += (victim.features(found).double() - victim.features(image).double()).square().sum().item()
-        for name, value in values.items():  # into one place: little pieces that stay would part the memory of the next batch
+        for name, value in values.items():  # into one place: nothing of a batch outlives it
             if name not in per_image:
                 per_image[name] = torch.empty(len(attacker.test), dtype=value.dtype)
             per_image[name][rows.start - attacker.test.start : rows.stop - attacker.test.start] = value

@@ -155,16 +155,14 @@ def _one_by_one(name: str, xai: str, groups: dict[tuple, list[dict]]) -> list[st
     if not alone:
         return []
     default = {run["seed"]: run["settings"] for run in groups.get(DEFAULT, [])}
-    settings = [setting for setting in SETTINGS if setting in _settings(alone)]
-    rows = []
-    for official in sorted(groups, key=lambda official: (len(official), [RELEASE.index(name) for name in official])):
+    settings, rows = _settings(alone), []
+    for official in sorted(groups.keys() - {DEFAULT}, key=lambda these: (len(these), *map(RELEASE.index, these))):
         row = ["all" if official == RELEASE else " ".join(official)]
         for setting in settings:
             change = [100 * (run["settings"][setting]["mse"] / default[run["seed"]][setting]["mse"] - 1)
                       for run in groups[official] if setting in run["settings"] and setting in default.get(run["seed"], ())]
             row.append(f"{_spread(change, 1)} (n={len(change)})" if change else "not measured")
-        if official != DEFAULT:
-            rows.append(row)
+        rows.append(row)
     sides = {"single choices": alone, "default": groups.get(DEFAULT, []), "all": groups.get(RELEASE, [])}
     made = "; ".join("{}: {}, commit {}".format(side, *reversed(_made_on(runs))) for side, runs in sides.items() if runs)
     told = "; ".join(f"{choice}: {what}" for choice, what in OFFICIAL.items())
