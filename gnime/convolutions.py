@@ -13,8 +13,10 @@ from torch.autograd.function import once_differentiable
 
 CACHED = 1 << 20  # numbers that stay in a processor's cache
 THIN = 32  # outputs of a convolution below which additions cost more than the products they replace
-WIDE = 1 << 13  # inputs times outputs from which the transforms of Winograd's algorithm are worth the products they save
-PATCHES = 512  # that are transformed at once: they stay in cache, and their sum is worth a matrix product
+WIDE = 1 << 13  # inputs times outputs from which Winograd's transforms of maps are worth the products they save
+MANY = 64  # 4x4 tiles from which his transforms of weights are
+TILES = 256  # that are transformed at once: they stay in cache, and their sum is worth a matrix product
+POINT = 0.5**0.5  # and its double, with both signs, zero and infinity; at 1 and 2 the error would be several times larger
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,74 +30,128 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         products = x.permute(0, 2, 3, 1).flatten(1, 2) @ turned  # (N, H * W, O * 9)
         grown = F.fold(products.transpose(1, 2), x.shape[2:], 3, padding=1)
         return grown if bias is None else grown + bias[:, None, None]
-    if inputs * outputs >= WIDE and x.shape[2] % 2 == x.shape[3] % 2 == 0:
-        return WinogradGradient.apply(x, weight, bias)
+    n, _, h, w = x.shape
+    if inputs * outputs >= WIDE and n * h * w >= 16 * MANY and h % 4 == w % 4 == 0:
+        return Winograd.apply(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
 
 
-class WinogradGradient(torch.autograd.Function):
-    """`conv` whose gradient of the weight takes 2.25 times fewer products (Winograd, 1980; F(2x2, 3x3) of Lavin and Gray,
-    2016, transposed). Where the other two products are concerned, the library's kernels are as fast as the processor."""
+class Winograd(torch.autograd.Function):
+    """`conv` of sides that are multiples of four with a quarter of the products, forward and backward: the F(4x4, 3x3) of
+    Winograd (1980) and of Lavin and Gray (2016), at points of `POINT`.
+
+    Along an axis, four outputs are a product of polynomials: of the three taps, and of the six inputs they see. Six points
+    decide it, at each of which the product is one of numbers; and so with the gradients.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, padding=1)
+        return _correlate(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        dx = dweight = None
-        if ctx.needs_input_grad[0]:
-            dx = torch.ops.aten.convolution_backward(
-                dy, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False])[0]
-        if ctx.needs_input_grad[1]:
-            dweight = weight_gradient(x, dy)
+        dx = _correlate(dy, weight.flip(2, 3).transpose(0, 1)) if ctx.needs_input_grad[0] else None
+        dweight = weight_gradient(x, dy) if ctx.needs_input_grad[1] else None
         return dx, dweight, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
+def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    outputs, inputs = weight.shape[:2]
+    taps = (_taps_at_points(x) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, outputs, inputs)
+    y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
+    for part, out in _tiles(x, y):
+        seen = _inputs_at_points(part)
+        made = seen.flatten(0, 1).flatten(1, 3) @ taps.transpose(1, 2)
+        _outputs_from_points(made.view(*seen.shape[:-1], outputs), out)
+        if bias is not None:
+            out += bias
+    return y
+
+
 def weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
-    """Gradient (O, I, 3, 3) of the weight of `conv`, from x (N, I, H, W) and the outputs' gradient dy (N, O, H, W).
-
-    Every 2x2 patch of outputs sees 4x4 inputs. Both are mapped to 16 numbers a channel, whose products, summed over
-    patches, map back to the nine taps. H and W even.
-    """
-    n, inputs, h, w = x.shape
-    outputs = dy.shape[1]
-    total = x.new_zeros(16, inputs, outputs)
-    images = max(1, 4 * PATCHES // (h * w))
-    for part, dpart in zip(*(m.permute(0, 2, 3, 1).split(images) for m in (x, dy)), strict=True):
-        seen, sent = (part.new_empty(4, 4, len(part), h // 2, w // 2, m.shape[3]) for m in (part, dpart))
-        _map_inputs(part, seen)
-        _map_outputs(dpart, sent)
-        total.baddbmm_(seen.view(16, -1, inputs).transpose(1, 2), sent.view(16, -1, outputs))
-    taps = x.new_tensor([[1, 0.5, 0.5, 0], [0, 0.5, -0.5, 0], [0, 0.5, 0.5, 1]])
-    return (torch.kron(taps, taps) @ total.flatten(1)).view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
+    """Gradient (O, I, 3, 3) of the weight of `conv`, from x (N, I, H, W) and the outputs' gradient dy (N, O, H, W)."""
+    inputs, outputs = x.shape[1], dy.shape[1]
+    total = x.new_zeros(36, outputs, inputs)
+    for part, dpart in _tiles(x, dy):
+        seen, sent = (m.flatten(0, 1).flatten(1, 3) for m in (_inputs_at_points(part), _outputs_at_points(dpart)))
+        total.baddbmm_(sent.transpose(1, 2), seen)
+    return (_taps_at_points(x).T @ total.flatten(1)).view(3, 3, outputs, inputs).permute(2, 3, 0, 1)
 
 
-def _map_inputs(x: Tensor, out: Tensor) -> None:
-    """x (k, H, W, C) -> out (4, 4, k, H/2, W/2, C): along each axis d0 - d2, d1 + d2, d2 - d1, d1 - d3 of every four
-    inputs, the first of them at an even place of the padded map."""
-    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-    rows = x.new_empty(4, len(x), out.shape[3], padded.shape[2], x.shape[3])
-    for source, axis, target in ((padded, 1, rows), (rows, 3, out.transpose(0, 1))):
-        half = target.shape[axis + 1]
-        even, odd = (source.unflatten(axis, (-1, 2)).select(axis + 1, i) for i in range(2))
-        (d0, d2), (d1, d3) = ((m.narrow(axis, 0, half), m.narrow(axis, 1, half)) for m in (even, odd))
-        for place, (one, other, sign) in enumerate(((d0, d2, -1), (d1, d2, 1), (d2, d1, -1), (d1, d3, -1))):
-            torch.add(one, other, alpha=sign, out=target[place])
+def _tiles(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few images (k, H, W, C) of each map (N, C, H, W) at a time: TILES of 4x4."""
+    h, w = maps[0].shape[2:]
+    return zip(*(m.permute(0, 2, 3, 1).split(max(1, 16 * TILES // (h * w))) for m in maps), strict=True)
 
 
-def _map_outputs(dy: Tensor, out: Tensor) -> None:
-    """dy (k, H, W, O) -> out (4, 4, k, H/2, W/2, O): along each axis y0, y0 + y1, y0 - y1, -y1 of every two."""
-    rows = dy.new_empty(4, len(dy), out.shape[3], dy.shape[2], dy.shape[3])
-    for source, axis, target in ((dy, 1, rows), (rows, 3, out.transpose(0, 1))):
-        first, second = (source.unflatten(axis, (-1, 2)).select(axis + 1, i) for i in range(2))
-        target[0] = first
-        torch.add(first, second, out=target[1])
-        torch.sub(first, second, out=target[2])
-        torch.neg(second, out=target[3])
+def _taps_at_points(like: Tensor) -> Tensor:
+    """(36, 9): from 3x3 taps to their polynomial's values at the points of both axes, each divided by the product of its
+    point's distances from the others, which interpolation asks for."""
+    rows = [[1.0, 0.0, 0.0]]
+    for point, distances in ((POINT, -1.5), (2 * POINT, 6.0)):
+        rows += [[power * sign**i / distances for i, power in enumerate((1.0, point, point**2))] for sign in (1, -1)]
+    one_axis = like.new_tensor([*rows, [0.0, 0.0, 1.0]])
+    return torch.kron(one_axis, one_axis)
+
+
+def _inputs_at_points(x: Tensor) -> Tensor:
+    """x (k, H, W, C) -> (6, 6, k, H/4, W/4, C)."""
+    k, h, w, c = x.shape
+    rows, values = x.new_empty(6, k, h // 4, w, c), x.new_empty(6, 6, k, h // 4, w // 4, c)
+    _evaluate_inputs(x.unflatten(1, (-1, 4)).unbind(2), rows.unbind(0), 1)
+    _evaluate_inputs(rows.unflatten(3, (-1, 4)).unbind(4), values.unbind(1), 3)
+    return values
+
+
+def _evaluate_inputs(pixels: tuple[Tensor, ...], values: tuple[Tensor, ...], axis: int) -> None:
+    """A tile's four pixels, and one of each neighbour along the axis, which is zero beyond the map."""
+    (x1, x2, x3, x4), rest = pixels, pixels[0].shape[axis] - 1
+    for point, plus, minus in ((POINT, *values[1:3]), (2 * POINT, *values[3:5])):
+        even, odd = torch.sub(x4, x2, alpha=1 / point**2), torch.sub(x3, x1, alpha=1 / point**2)
+        torch.add(even, odd, alpha=point, out=plus)
+        torch.sub(even, odd, alpha=point, out=minus)
+    torch.sub(x4, x2, alpha=2.5, out=values[0]).narrow(axis, 1, rest).add_(x4.narrow(axis, 0, rest))
+    torch.sub(x1, x3, alpha=2.5, out=values[5]).narrow(axis, 0, rest).add_(x1.narrow(axis, 1, rest))
+
+
+def _outputs_at_points(y: Tensor) -> Tensor:
+    """y (k, H, W, C) -> (6, 6, k, H/4, W/4, C): the transpose of `_outputs_from_points`."""
+    k, h, w, c = y.shape
+    rows, values = y.new_empty(6, k, h // 4, w, c), y.new_empty(6, 6, k, h // 4, w // 4, c)
+    _evaluate_outputs(y.unflatten(1, (-1, 4)).unbind(2), rows.unbind(0))
+    _evaluate_outputs(rows.unflatten(3, (-1, 4)).unbind(4), values.unbind(1))
+    return values
+
+
+def _evaluate_outputs(pixels: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
+    y0, y1, y2, y3 = pixels
+    values[0].copy_(y0)
+    for point, plus, minus in ((POINT, *values[1:3]), (2 * POINT, *values[3:5])):
+        even, odd = torch.add(y0, y2, alpha=point**2), torch.add(y1, y3, alpha=point**2)
+        torch.add(even, odd, alpha=point, out=plus)
+        torch.sub(even, odd, alpha=point, out=minus)
+    values[5].copy_(y3)
+
+
+def _outputs_from_points(values: Tensor, out: Tensor) -> None:
+    """values (6, 6, k, H/4, W/4, C) -> out (k, H, W, C)."""
+    k, h, w, c = out.shape
+    rows = out.new_empty(6, k, h // 4, w, c)
+    _interpolate(values.unbind(1), rows.unflatten(3, (-1, 4)).unbind(4))
+    _interpolate(rows.unbind(0), out.unflatten(1, (-1, 4)).unbind(2))
+
+
+def _interpolate(values: tuple[Tensor, ...], pixels: tuple[Tensor, ...]) -> None:
+    v0, v1, v2, v3, v4, v5 = values
+    y0, y1, y2, y3 = pixels
+    even, odd, far_even, far_odd = v1 + v2, v1 - v2, v3 + v4, v3 - v4
+    torch.add(v0, even, out=y0).add_(far_even)
+    torch.add(odd, far_odd, alpha=2, out=y1).mul_(POINT)
+    torch.add(even, far_even, alpha=4, out=y2).mul_(POINT**2)
+    torch.add(v5, odd.add_(far_odd, alpha=8), alpha=POINT**3, out=y3)
 
 
 def relu_and_pool(x: Tensor, training: bool) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,9 @@ def test_parts_are_few_images_each(taps, shape, lengths):
 
 
 @pytest.mark.parametrize(("shape", "outputs"), [
-    ((2, 256, 4, 6), 128),  # Winograd's gradient, two patches by three
-    ((5, 128, 2, 2), 256),  # a patch
-    ((3, 256, 5, 4), 128),  # no whole patches: the library's
+    ((5, 8, 12, 8), 6),  # Winograd's, three tiles by two
+    ((3, 6, 4, 4), 7),  # a tile, which has no neighbours
+    ((4, 5, 6, 8), 6),  # no whole tiles: the library's
     ((3, 40, 5, 4), 3),  # few outputs
     ((2, 3, 4, 4), 5),
 ])
@@ -75,26 +75,47 @@ def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
     inputs = [torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)][: 2 + with_bias]
     cotangent = torch.randn(shape[0], outputs, *shape[2:])
     expected = with_gradients(lambda *given: F.conv2d(*given, padding=1), [i.double() for i in inputs], cotangent)
-    monkeypatch.setattr(convolutions, "PATCHES", shape[2] * shape[3] // 2)  # two images at a time and a rest
+    for name, value in {"WIDE": 20, "MANY": 3, "TILES": shape[2] * shape[3] // 8}.items():  # two images at a time and a rest
+        monkeypatch.setattr(convolutions, name, value)
     laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
     close(with_gradients(conv, [i.double() for i in laid_out], cotangent), expected, 1e-13)
     close(with_gradients(conv, laid_out, cotangent), expected, 1e-5)
 
 
-def test_which_convolutions_take_winograds_gradient():
-    used = {shape: "Winograd" in type(conv(torch.zeros(1, shape[0], *shape[2:], requires_grad=True),
-                                           torch.zeros(shape[1], shape[0], 3, 3)).grad_fn).__name__
-            for shape in ((128, 256, 4, 4), (256, 128, 16, 16), (64, 128, 8, 8), (64, 64, 8, 8), (256, 256, 4, 3),
-                          (512, 1, 8, 8))}
-    assert list(used.values()) == [True, True, True, False, False, False]
+@pytest.mark.parametrize(("shape", "outputs"), [  # of the paper's networks, few images
+    ((4, 64, 16, 16), 128), ((16, 128, 8, 8), 256), ((64, 256, 4, 4), 512), ((64, 512, 4, 4), 256), ((16, 256, 8, 8), 128),
+    ((4, 128, 16, 16), 64)])
+def test_winograds_convolutions_keep_five_digits(shape, outputs):
+    torch.manual_seed(0)
+    weight = torch.empty(outputs, shape[1], 3, 3)
+    inputs = torch.rand(shape), nn.init.xavier_uniform_(weight), torch.randn(outputs) / 10
+    cotangent = torch.randn(shape[0], outputs, *shape[2:])
+    assert "Winograd" in type(conv(*(i.clone().requires_grad_() for i in inputs)).grad_fn).__name__
+    exact = with_gradients(partial(F.conv2d, padding=1), [i.double() for i in inputs], cotangent)
+    for found, value in zip(with_gradients(conv, inputs, cotangent), exact, strict=True):
+        error = found.double() - value
+        assert error.norm() < 2e-6 * value.norm()
+        assert error.abs().max() < 1e-5 * value.abs().max()
 
 
-def test_winograds_patches_are_transformed_a_few_images_at_a_time(monkeypatch):
-    parts, original = [], convolutions._map_inputs
-    monkeypatch.setattr(convolutions, "_map_inputs", lambda x, out: parts.append(len(x)) or original(x, out))
-    for images, side in ((70, 8), (3, 64)):  # 512 patches are 32 images of 4x4 patches, and half an image of 32x32
-        convolutions.weight_gradient(torch.rand(images, 2, side, side), torch.rand(images, 3, side, side))
-    assert parts == [32, 32, 6, 1, 1, 1]
+def test_which_convolutions_are_winograds():
+    cases = {
+        (16, 64, 128, 8): True,
+        (64, 512, 256, 4): True,
+        (15, 64, 128, 8): False,  # few tiles
+        (16, 64, 64, 8): False,  # narrow
+        (16, 256, 256, 6): False,
+        (16, 512, 1, 8): False,
+    }
+    for (images, inputs, outputs, side), expected in cases.items():
+        x = torch.zeros(images, inputs, side, side, requires_grad=True)
+        assert ("Winograd" in type(conv(x, torch.zeros(outputs, inputs, 3, 3)).grad_fn).__name__) == expected
+
+
+def test_winograds_tiles_are_transformed_a_few_images_at_a_time():
+    for images, side, parts in ((150, 8, [64, 64, 22]), (3, 128, [1, 1, 1])):  # 256 tiles: 64 of 2x2, a quarter of 32x32
+        found = convolutions._tiles(torch.empty(images, 1, side, side), torch.empty(images, 2, side, side))
+        assert [(len(one), len(other)) for one, other in found] == [(n, n) for n in parts]
 
 
 @pytest.mark.parametrize("images", [5, 0])
@@ -127,7 +148,7 @@ def test_relu_and_pool(images, layout, used, monkeypatch):
 def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
     asked = []
     monkeypatch.setattr(convolutions, "weight_gradient", lambda x, dy: asked.append(1))
-    x, weight = torch.zeros(1, 128, 2, 2, requires_grad=True), torch.zeros(256, 128, 3, 3)
+    x, weight = torch.zeros(64, 128, 4, 4, requires_grad=True), torch.zeros(256, 128, 3, 3)
     assert torch.autograd.grad(conv(x, weight).sum(), x)[0].shape == x.shape
     layer = convolutions.Conv(128, 256).eval()  # somebody else's tool on a classifier whose weights want gradients
     torch.autograd.grad(layer(x).sum(), x)
