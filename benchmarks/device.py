@@ -17,9 +17,8 @@ from common import Report, options
 from torch.utils.flop_counter import FlopCounterMode
 
 from gnime.config import Run, target
-from gnime.data import channels_last, resident
+from gnime.data import AT_ONCE, channels_last, resident
 from gnime.explainers import EXPLAINERS
-from gnime.explaining import EXPLAIN_CHUNK
 from gnime.networks import build, classifier_spec, injector_spec, inverter_spec
 from gnime.runtime import Device, exact
 from gnime.training import Game, Task, cross_entropy, fit, mean_squared_error, play
@@ -122,7 +121,7 @@ def main():
     report.number("bandwidth of a copy, GB a second", bandwidth(device, 2**28 if whole else 2**20) / 1e9)
     victim = build(classifier_spec(target("mnist"), CLASSES)).eval().requires_grad_(False)
     victim.to(device.torch, memory_format=torch.channels_last)
-    batch = channels_last(torch.rand(EXPLAIN_CHUNK[device.torch.type], 1, 32, 32, device=device.torch))
+    batch = channels_last(torch.rand(AT_ONCE[device.torch.type], 1, 32, 32, device=device.torch))
     for name, explainer in EXPLAINERS.items():
         explain, clock = explainer.load(), Clock(device)
         with exact():

@@ -11,9 +11,8 @@ from common import Report, options
 
 from gnime.classifiers import Classifier
 from gnime.config import target
-from gnime.data import channels_last
+from gnime.data import AT_ONCE, channels_last
 from gnime.explainers import EXPLAINERS
-from gnime.explaining import EXPLAIN_CHUNK
 from gnime.networks import build, classifier_spec
 from gnime.runtime import keep_freed_memory
 
@@ -65,7 +64,7 @@ def ours(name, n):
     images = torch.rand(n, 1, 32, 32)
 
     def work():
-        for part in images.split(EXPLAIN_CHUNK["cpu"]):
+        for part in images.split(AT_ONCE["cpu"]):
             explain(model, channels_last(part))
 
     return work
@@ -75,7 +74,7 @@ def main():
     chosen = options(__doc__)
     n, rounds, batches = (64, 2, (32,)) if chosen.quick else (256, 5, BATCHES)
     report = Report(chosen)
-    print(f"{n} images, ours in batches of {EXPLAIN_CHUNK['cpu']}")
+    print(f"{n} images, ours in batches of {AT_ONCE['cpu']}")
     for name, library, explain, goal in (("grad", "captum", captum_grad, 1.7), ("gradcam", "captum", captum_gradcam, 1.8),
                                          ("lrp", "zennit", zennit_lrp, 5.0)):
         if importlib.util.find_spec(library) is None:

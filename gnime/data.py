@@ -16,6 +16,9 @@ from .runtime import hand_back_memory, permutation, say, warn
 from .sources import Source, decode, open_source
 
 CHUNK = 256  # images per slice when a whole set is gone through
+# Images that networks see at once, outside training: few enough that the maps of the first layers do not fill the memory,
+# many enough for one look at a dense layer's weights
+AT_ONCE = {"cpu": 64, "cuda": 256}
 MINIMUM = 20  # images: below, a split would be empty
 MAXIMUM_CLASSES = 100_000
 HAND_BACK = 5.0  # seconds of a piece of work after which freed memory goes back to the system

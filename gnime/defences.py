@@ -13,6 +13,7 @@ from .runtime import generator, permutation
 Defence = Callable[[Tensor, Tensor, Tensor, range], Tensor]  # explanations, predictions, images, rows -> explanations
 
 OND_STEPS = 10
+BLOCK = 256  # rows whose noise is drawn together
 
 
 @dataclass
@@ -44,10 +45,17 @@ def rnd(means: Means) -> Defence:
     """Gaussian noise of GNIME's distortion, one draw per image, not clipped (paper, section 4)."""
 
     def protect(explanation: Tensor, prediction: Tensor, image: Tensor, rows: range) -> Tensor:
-        noise = torch.randn(explanation.shape, generator=generator(means.seed, "rnd", rows.start))
-        return explanation + means.variance**0.5 * noise.to(explanation.device)
+        return explanation + means.variance**0.5 * _noise(means.seed, "rnd", explanation, rows)
 
     return protect
+
+
+def _noise(seed: int, purpose: str, like: Tensor, rows: range) -> Tensor:
+    """Normal numbers shaped like the explanations of these rows; a row's are the same whatever rows it comes with."""
+    first = rows.start - rows.start % BLOCK
+    drawn = torch.cat([torch.randn(BLOCK, *like.shape[1:], generator=generator(seed, purpose, start))
+                       for start in range(first, rows.stop, BLOCK)])
+    return drawn[rows.start - first : rows.stop - first].to(like.device)
 
 
 def ond(means: Means) -> Defence:
@@ -59,8 +67,7 @@ def ond(means: Means) -> Defence:
 
     def protect(explanation: Tensor, prediction: Tensor, image: Tensor, rows: range) -> Tensor:
         radius = (means.variance * explanation[0].numel()) ** 0.5
-        start = torch.randn(explanation.shape, generator=generator(means.seed, "ond", rows.start))
-        noise = _on_sphere(start.to(explanation.device), radius)
+        noise = _on_sphere(_noise(means.seed, "ond", explanation, rows), radius)
         for _ in range(OND_STEPS):
             with torch.enable_grad():
                 noise.requires_grad_()

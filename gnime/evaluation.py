@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import metrics
 from .arrays import scratch
 from .config import Run
-from .data import CHUNK, Splits, resident
+from .data import Splits, resident
 from .defences import DEFENCES, Means
 from .explaining import moments
 from .networks import Trained, inverter_spec, obtain
@@ -58,7 +58,7 @@ class Outcome:
 def mean_distortion(attacker: Attacker, injector: nn.Module, device: Device) -> float:
     """mean((e' - e)^2) of GNIME over the test set: the variance of RND's noise."""
     total = 0.0
-    for _, (clean, prediction) in through([attacker.explanations, attacker.predictions], attacker.test, CHUNK, device):
+    for _, (clean, prediction) in through([attacker.explanations, attacker.predictions], attacker.test, device):
         with torch.no_grad():
             squared = (injector(clean, prediction) - clean).square().flatten(1).mean(1)
         total += squared.double().sum().item()
@@ -69,7 +69,7 @@ def class_means(explanations: np.ndarray | Tensor, logits: np.ndarray | Tensor, 
     """(classes, K, S, S): mean explanation of these rows by predicted class; of all of them where a class has none."""
     totals = torch.zeros(logits.shape[1], *explanations.shape[1:], device=device.torch)
     counts = torch.zeros(logits.shape[1], device=device.torch)
-    for _, (explanation, prediction) in through([explanations, logits], rows, CHUNK, device):
+    for _, (explanation, prediction) in through([explanations, logits], rows, device):
         totals.index_add_(0, prediction.argmax(1), explanation)
         counts += torch.bincount(prediction.argmax(1), minlength=len(counts))
     overall = totals.sum(0) / counts.sum()
@@ -87,7 +87,7 @@ def protect(setting: Setting, attacker: Attacker, means: Means, device: Device, 
     clean = attacker.explanations
     seen = scratch(tuple(clean.shape), np.float32, folder)
     sources = [clean, attacker.predictions, attacker.images]
-    for rows, (explanation, prediction, image) in through(sources, range(len(clean)), CHUNK, device):
+    for rows, (explanation, prediction, image) in through(sources, range(len(clean)), device):
         with torch.no_grad():
             seen[rows.start : rows.stop] = defence(explanation, prediction, image, rows).float().cpu().numpy()
     return resident(seen, device.torch)
@@ -102,7 +102,7 @@ def attack(name: str, kind: str, run: Run, attacker: Attacker, seen: np.ndarray 
 
     def validate(network: nn.Module) -> float:
         total = sum(mean_squared_error(network, batch).double().item() * len(rows)
-                    for rows, batch in through(sources, attacker.validation, CHUNK, device))
+                    for rows, batch in through(sources, attacker.validation, device))
         return total / len(attacker.validation)
 
     def make(network: nn.Module, state: Path) -> dict:
@@ -124,7 +124,7 @@ def measure(inverter: nn.Module, attacker: Attacker, seen: np.ndarray | Tensor |
     per_image: dict[str, Tensor] = {}
     shown, shown_explanation, squared = [], [], 0.0
     sources = [seen, attacker.explanations, attacker.predictions, attacker.images, attacker.labels]
-    for rows, (protected, clean, prediction, image, label) in through(sources, attacker.test, CHUNK, device):
+    for rows, (protected, clean, prediction, image, label) in through(sources, attacker.test, device):
         with torch.no_grad():
             found = inverter(protected, prediction).float().clamp(0, 1).contiguous()
             image = image.contiguous()

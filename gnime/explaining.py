@@ -12,21 +12,18 @@ from tqdm import tqdm
 from . import arrays
 from .artifacts import Paths, alone, exists, require
 from .config import Run
-from .data import CHUNK, Data, slices
+from .data import AT_ONCE, CHUNK, Data, slices, take
 from .errors import GnimeError
 from .explainers import EXPLAINERS
 from .runtime import Device, exact, say, warn
 from .training import through
-
-# Few enough that the maps of the first layers do not fill the memory, many enough for one look at a dense layer's weights
-EXPLAIN_CHUNK = {"cpu": 64, "cuda": 256}
 
 
 def predictions(victim: nn.Module, data: Data, device: Device, run: Run) -> np.ndarray:
     """The victim's logits for every image, (n, classes) float32, in a scratch file."""
     logits = arrays.scratch((len(data.images), len(data.classes)), np.float32, run.root / "aux")
     with torch.no_grad(), exact():
-        for rows, (images,) in through([data.images], range(len(data.images)), CHUNK, device):
+        for rows, (images,) in through([data.images], range(len(data.images)), device):
             logits[rows.start : rows.stop] = victim(images).cpu().numpy()
     return logits
 
@@ -92,7 +89,7 @@ def _make(run: Run, path, data: Data, victim: nn.Module, made_by: dict, device: 
 
     began = time.monotonic()
     function, together = explainer(run)
-    chunk = together or EXPLAIN_CHUNK[device.torch.type]
+    chunk = together or AT_ONCE[device.torch.type]
     n = len(data.images)
     bar = tqdm(total=n, desc=run.xai, unit="image", disable=None if device.rank == 0 else True, leave=False)
     with exact(), bar:
@@ -118,8 +115,7 @@ def _explain(function, victim: nn.Module, data: Data, chunk: int, device: Device
         mine = everything[turn : turn + device.world]
         maps = None
         if device.rank < len(mine):
-            (_, (images,)), = through([data.images], mine[device.rank], chunk, device)
-            maps = function(victim, images).float().cpu().numpy()
+            maps = function(victim, take(data.images, mine[device.rank], device.torch)).float().cpu().numpy()
         if device.world > 1:
             gathered = [None] * device.world if device.rank == 0 else None
             dist.gather_object(maps, gathered)

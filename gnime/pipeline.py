@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from . import evaluation, figures, report
 from .artifacts import Paths, alone, exists, prepare_root, save_checkpoint
 from .config import PICTURE_EVERY, Run
-from .data import CHUNK, Data, load_images, missing_source, resident, take
+from .data import Data, load_images, missing_source, resident, take
 from .defences import Means
 from .errors import GnimeError
 from .explaining import load_explanations, moments, predictions
@@ -61,7 +61,7 @@ def _classifier(name: str, path: Path, run: Run, data: Data, device: Device, mak
 
     def validate(network: nn.Module) -> float:
         right = sum((network(image).argmax(1) == label).sum().item()
-                    for _, (image, label) in through([images, labels], data.splits.attacker, CHUNK, device))
+                    for _, (image, label) in through([images, labels], data.splits.attacker, device))
         return right / len(data.splits.attacker)
 
     stage = run.stage("classifier")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .artifacts import exists, load_checkpoint, require, save_checkpoint
 from .config import Stage
-from .data import batches, slices
+from .data import AT_ONCE, batches, slices
 from .errors import GnimeError, Stopped
 from .injector import Injector, two_player_step
 from .runtime import Device, Interrupt, average_gradients, derive, permutation, say
@@ -297,10 +297,10 @@ def _round(game: Game, run: Resumable, parts: Sequence[Tensor], epoch: int, devi
     return (total / len(parts)).tolist()
 
 
-def through(sources: Sequence[np.ndarray | Tensor | None], rows: range, size: int,
+def through(sources: Sequence[np.ndarray | Tensor | None], rows: range,
             device: Device) -> Iterator[tuple[range, list]]:
-    """All `rows` in order, in batches of `size` on the device."""
-    cut = slices(rows, size)
+    """All `rows` in order, in batches on the device, of as many as suit it."""
+    cut = slices(rows, AT_ONCE[device.torch.type])
     yield from zip(cut, batches(sources, cut, device.torch), strict=True)
 
 

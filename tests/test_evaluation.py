@@ -32,6 +32,18 @@ def test_defences_by_hand():
     assert DEFENCES["blank"](Means(0))(e, y, x, span).equal(torch.zeros_like(e))
 
 
+@pytest.mark.parametrize("name", ["rnd", "ond"])
+def test_the_draw_of_a_row_is_the_same_whatever_rows_are_asked_for_with_it(name):
+    e, y, x = torch.rand(600, 1, 8, 8), torch.randn(600, 4), torch.rand(600, 1, 16, 16)
+    protect = DEFENCES[name](Means(3, variance=0.01, inverter=ExpMI(1, 8, 4, 1, 16, 64).eval()))
+    together = protect(e, y, x, range(600))
+    parts = [range(0, 64), range(64, 300), range(300, 301), range(301, 600)]
+    apart = torch.cat([protect(*(m[part.start : part.stop] for m in (e, y, x)), part) for part in parts])
+    torch.testing.assert_close(apart, together)
+    noise = torch.stack([together[0] - e[0], together[256] - e[256]])
+    assert (noise[0] - noise[1]).abs().max() > 0.01, "another draw in every block"
+
+
 def test_ond_hurts_a_frozen_inverter_more_than_noise_of_its_size():
     inverter = ExpMI(1, 8, 4, 1, 16, 64)
     e, y = torch.rand(32, 1, 8, 8), torch.randn(32, 4)
