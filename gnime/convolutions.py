@@ -4,7 +4,7 @@ Each function equals the plain formulation that its docstring states, in outputs
 On a GPU most are that formulation: it multiplies faster than it could add up products from memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -25,60 +25,76 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.conv2d(x, weight, bias, padding=1)
     outputs, inputs = weight.shape[:2]
     if outputs < THIN < inputs:
-        # as its transpose, which it equals with the taps turned: a matrix product, and a sum of what overlaps
-        turned = weight.flip(2, 3).transpose(0, 1).flatten(1)
-        products = x.permute(0, 2, 3, 1).flatten(1, 2) @ turned  # (N, H * W, O * 9)
-        grown = F.fold(products.transpose(1, 2), x.shape[2:], 3, padding=1)
-        return grown if bias is None else grown + bias[:, None, None]
+        y = ThinConv.apply(x, weight)
+        return y if bias is None else y + bias[:, None, None]
     n, _, h, w = x.shape
     if inputs * outputs >= WIDE and n * h * w >= 16 * MANY and h % 4 == w % 4 == 0:
         return Winograd.apply(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
 
 
+class ThinConv(torch.autograd.Function):
+    """`conv` of few outputs as its transpose, which it equals with the taps turned: a matrix product, and a sum of what
+    overlaps."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        turned = weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)  # (O * 9, I)
+        ctx.save_for_backward(x, turned)
+        products = x.permute(0, 2, 3, 1).flatten(1, 2) @ turned.T  # (N, H * W, O * 9)
+        return F.fold(products.transpose(1, 2), x.shape[2:], 3, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, turned = ctx.saved_tensors
+        dproducts = F.unfold(dy, 3, padding=1).transpose(1, 2).flatten(0, 1)
+        dx = dweight = None
+        if ctx.needs_input_grad[0]:
+            dx = (dproducts @ turned).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[1]:  # in this order: the transposed product, left to autograd, takes ten times as long
+            dturned = dproducts.T @ x.permute(0, 2, 3, 1).flatten(0, 2)
+            dweight = dturned.view(dy.shape[1], 3, 3, -1).permute(0, 3, 1, 2).flip(2, 3)
+        return dx, dweight
+
+
 class Winograd(torch.autograd.Function):
     """`conv` of sides that are multiples of four with a quarter of the products, forward and backward: the F(4x4, 3x3) of
     Winograd (1980) and of Lavin and Gray (2016), at points of `POINT`.
 
-    Along an axis, four outputs are a product of polynomials: of the three taps, and of the six inputs they see. Six points
-    decide it, at each of which the product is one of numbers; and so with the gradients.
+    Along an axis, polynomials say what four outputs owe to the three taps and to the six inputs they see. Six points
+    decide a polynomial, and at each of them the product is one of numbers. All but that product is linear: the way back
+    is the transpose of the way there.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _correlate(x, weight, bias)
+        outputs, inputs = weight.shape[:2]
+        taps = (_taps_to_points(x) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, outputs, inputs)
+        ctx.save_for_backward(x, taps)
+        y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
+        for part, out in _tiles(x, y):
+            seen = _to_points(part, _inputs_to_points)
+            _from_points(seen @ taps.transpose(1, 2), out, _points_to_outputs)
+            if bias is not None:
+                out += bias
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        dx = _correlate(dy, weight.flip(2, 3).transpose(0, 1)) if ctx.needs_input_grad[0] else None
-        dweight = weight_gradient(x, dy) if ctx.needs_input_grad[1] else None
-        return dx, dweight, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-
-
-def _correlate(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    outputs, inputs = weight.shape[:2]
-    taps = (_taps_at_points(x) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, outputs, inputs)
-    y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
-    for part, out in _tiles(x, y):
-        seen = _inputs_at_points(part)
-        made = seen.flatten(0, 1).flatten(1, 3) @ taps.transpose(1, 2)
-        _outputs_from_points(made.view(*seen.shape[:-1], outputs), out)
-        if bias is not None:
-            out += bias
-    return y
-
-
-def weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
-    """Gradient (O, I, 3, 3) of the weight of `conv`, from x (N, I, H, W) and the outputs' gradient dy (N, O, H, W)."""
-    inputs, outputs = x.shape[1], dy.shape[1]
-    total = x.new_zeros(36, outputs, inputs)
-    for part, dpart in _tiles(x, dy):
-        seen, sent = (m.flatten(0, 1).flatten(1, 3) for m in (_inputs_at_points(part), _outputs_at_points(dpart)))
-        total.baddbmm_(sent.transpose(1, 2), seen)
-    return (_taps_at_points(x).T @ total.flatten(1)).view(3, 3, outputs, inputs).permute(2, 3, 0, 1)
+        x, taps = ctx.saved_tensors
+        dx = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
+        dtaps = torch.empty_like(taps) if ctx.needs_input_grad[1] else None
+        for i, (part, dout, dpart) in enumerate(_tiles(x, dy, x if dx is None else dx)):
+            sent = _to_points(dout, _points_to_outputs_transposed)
+            if dtaps is not None:
+                dtaps.baddbmm_(sent.transpose(1, 2), _to_points(part, _inputs_to_points), beta=min(i, 1))
+            if dx is not None:
+                _from_points(sent @ taps, dpart, _inputs_to_points_transposed)
+        if dtaps is not None:
+            dtaps = (_taps_to_points(x).T @ dtaps.flatten(1)).view(3, 3, *taps.shape[1:]).permute(2, 3, 0, 1)
+        return dx, dtaps, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
 def _tiles(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -87,7 +103,7 @@ def _tiles(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(m.permute(0, 2, 3, 1).split(max(1, 16 * TILES // (h * w))) for m in maps), strict=True)
 
 
-def _taps_at_points(like: Tensor) -> Tensor:
+def _taps_to_points(like: Tensor) -> Tensor:
     """(36, 9): from 3x3 taps to their polynomial's values at the points of both axes, each divided by the product of its
     point's distances from the others, which interpolation asks for."""
     rows = [[1.0, 0.0, 0.0]]
@@ -97,17 +113,36 @@ def _taps_at_points(like: Tensor) -> Tensor:
     return torch.kron(one_axis, one_axis)
 
 
-def _inputs_at_points(x: Tensor) -> Tensor:
-    """x (k, H, W, C) -> (6, 6, k, H/4, W/4, C)."""
-    k, h, w, c = x.shape
-    rows, values = x.new_empty(6, k, h // 4, w, c), x.new_empty(6, 6, k, h // 4, w // 4, c)
-    _evaluate_inputs(x.unflatten(1, (-1, 4)).unbind(2), rows.unbind(0), 1)
-    _evaluate_inputs(rows.unflatten(3, (-1, 4)).unbind(4), values.unbind(1), 3)
-    return values
+def _to_points(maps: Tensor, one_axis: Callable) -> Tensor:
+    """maps (k, H, W, C) -> (36, k * H/4 * W/4, C), at the points of both axes."""
+    k, h, w, c = maps.shape
+    values = maps.new_empty(6, 6, k, h // 4, w // 4, c)
+    for part, out in _in_cache(maps, values):
+        rows = maps.new_empty(6, len(part), h // 4, w, c)
+        one_axis(part.unflatten(1, (-1, 4)).unbind(2), rows.unbind(0), 1)
+        one_axis(rows.unflatten(3, (-1, 4)).unbind(4), out.unbind(1), 3)
+    return values.view(36, -1, c)
 
 
-def _evaluate_inputs(pixels: tuple[Tensor, ...], values: tuple[Tensor, ...], axis: int) -> None:
-    """A tile's four pixels, and one of each neighbour along the axis, which is zero beyond the map."""
+def _from_points(values: Tensor, maps: Tensor, one_axis: Callable) -> None:
+    """values (36, k * H/4 * W/4, C) -> maps (k, H, W, C)."""
+    k, h, w, c = maps.shape
+    for out, part in _in_cache(maps, values.view(6, 6, k, h // 4, w // 4, c)):
+        rows = maps.new_empty(6, len(out), h // 4, w, c)
+        one_axis(part.unbind(1), rows.unflatten(3, (-1, 4)).unbind(4), 3)
+        one_axis(rows.unbind(0), out.unflatten(1, (-1, 4)).unbind(2), 1)
+
+
+def _in_cache(maps: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    few = max(1, CACHED // (2 * maps.shape[1:].numel()))
+    return zip(maps.split(few), values.split(few, 2), strict=True)
+
+
+Parts = tuple[Tensor, ...]  # of tiles along an axis: their four pixels, or their values at six points
+
+
+def _inputs_to_points(pixels: Parts, values: Parts, axis: int) -> None:
+    """A tile sees a pixel of each neighbour too, which is zero beyond the map."""
     (x1, x2, x3, x4), rest = pixels, pixels[0].shape[axis] - 1
     for point, plus, minus in ((POINT, *values[1:3]), (2 * POINT, *values[3:5])):
         even, odd = torch.sub(x4, x2, alpha=1 / point**2), torch.sub(x3, x1, alpha=1 / point**2)
@@ -117,16 +152,25 @@ def _evaluate_inputs(pixels: tuple[Tensor, ...], values: tuple[Tensor, ...], axi
     torch.sub(x1, x3, alpha=2.5, out=values[5]).narrow(axis, 0, rest).add_(x1.narrow(axis, 1, rest))
 
 
-def _outputs_at_points(y: Tensor) -> Tensor:
-    """y (k, H, W, C) -> (6, 6, k, H/4, W/4, C): the transpose of `_outputs_from_points`."""
-    k, h, w, c = y.shape
-    rows, values = y.new_empty(6, k, h // 4, w, c), y.new_empty(6, 6, k, h // 4, w // 4, c)
-    _evaluate_outputs(y.unflatten(1, (-1, 4)).unbind(2), rows.unbind(0))
-    _evaluate_outputs(rows.unflatten(3, (-1, 4)).unbind(4), values.unbind(1))
-    return values
+def _inputs_to_points_transposed(values: Parts, pixels: Parts, axis: int) -> None:
+    (v0, v1, v2, v3, v4, v5), (x1, x2, x3, x4), rest = values, pixels, pixels[0].shape[axis] - 1
+    even, odd, far_even, far_odd = v1 + v2, (v1 - v2).mul_(POINT), v3 + v4, (v3 - v4).mul_(2 * POINT)
+    torch.sub(v5, odd, alpha=2, out=x1).sub_(far_odd, alpha=0.5).narrow(axis, 1, rest).add_(v5.narrow(axis, 0, rest))
+    torch.add(v0, even, alpha=0.8, out=x2).add_(far_even, alpha=0.2).mul_(-2.5)
+    torch.add(odd, far_odd, out=x3).sub_(v5, alpha=2.5)
+    torch.add(v0, even, out=x4).add_(far_even).narrow(axis, 0, rest).add_(v0.narrow(axis, 1, rest))
 
 
-def _evaluate_outputs(pixels: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
+def _points_to_outputs(values: Parts, pixels: Parts, axis: int) -> None:
+    (v0, v1, v2, v3, v4, v5), (y0, y1, y2, y3) = values, pixels
+    even, odd, far_even, far_odd = v1 + v2, v1 - v2, v3 + v4, v3 - v4
+    torch.add(v0, even, out=y0).add_(far_even)
+    torch.add(odd, far_odd, alpha=2, out=y1).mul_(POINT)
+    torch.add(even, far_even, alpha=4, out=y2).mul_(POINT**2)
+    torch.add(v5, odd.add_(far_odd, alpha=8), alpha=POINT**3, out=y3)
+
+
+def _points_to_outputs_transposed(pixels: Parts, values: Parts, axis: int) -> None:
     y0, y1, y2, y3 = pixels
     values[0].copy_(y0)
     for point, plus, minus in ((POINT, *values[1:3]), (2 * POINT, *values[3:5])):
@@ -134,24 +178,6 @@ def _evaluate_outputs(pixels: tuple[Tensor, ...], values: tuple[Tensor, ...]) ->
         torch.add(even, odd, alpha=point, out=plus)
         torch.sub(even, odd, alpha=point, out=minus)
     values[5].copy_(y3)
-
-
-def _outputs_from_points(values: Tensor, out: Tensor) -> None:
-    """values (6, 6, k, H/4, W/4, C) -> out (k, H, W, C)."""
-    k, h, w, c = out.shape
-    rows = out.new_empty(6, k, h // 4, w, c)
-    _interpolate(values.unbind(1), rows.unflatten(3, (-1, 4)).unbind(4))
-    _interpolate(rows.unbind(0), out.unflatten(1, (-1, 4)).unbind(2))
-
-
-def _interpolate(values: tuple[Tensor, ...], pixels: tuple[Tensor, ...]) -> None:
-    v0, v1, v2, v3, v4, v5 = values
-    y0, y1, y2, y3 = pixels
-    even, odd, far_even, far_odd = v1 + v2, v1 - v2, v3 + v4, v3 - v4
-    torch.add(v0, even, out=y0).add_(far_even)
-    torch.add(odd, far_odd, alpha=2, out=y1).mul_(POINT)
-    torch.add(even, far_even, alpha=4, out=y2).mul_(POINT**2)
-    torch.add(v5, odd.add_(far_odd, alpha=8), alpha=POINT**3, out=y3)
 
 
 def relu_and_pool(x: Tensor, training: bool) -> tuple[Tensor, Tensor]:

@@ -146,13 +146,22 @@ def test_relu_and_pool(images, layout, used, monkeypatch):
 
 
 def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
-    asked = []
-    monkeypatch.setattr(convolutions, "weight_gradient", lambda x, dy: asked.append(1))
-    x, weight = torch.zeros(64, 128, 4, 4, requires_grad=True), torch.zeros(256, 128, 3, 3)
-    assert torch.autograd.grad(conv(x, weight).sum(), x)[0].shape == x.shape
+    used = []
+    for name in ("_inputs_to_points", "_inputs_to_points_transposed"):  # the weight's gradient takes one, the input's the other
+        original = getattr(convolutions, name)
+        monkeypatch.setattr(convolutions, name, lambda *given, name=name, f=original: used.append(name) or f(*given))
+    x, weight = torch.zeros(64, 128, 4, 4), torch.zeros(256, 128, 3, 3)
+    for wanted, transform in ((x, "_inputs_to_points_transposed"), (weight, "_inputs_to_points")):
+        wanted.requires_grad_()
+        y = conv(x, weight)
+        used.clear()
+        assert torch.autograd.grad(y.sum(), wanted)[0].shape == wanted.shape
+        assert set(used) == {transform}
+        wanted.requires_grad_(False)
     layer = convolutions.Conv(128, 256).eval()  # somebody else's tool on a classifier whose weights want gradients
-    torch.autograd.grad(layer(x).sum(), x)
-    assert not asked
+    used.clear()
+    torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
+    assert not used
 
 
 def test_thin_convolutions_are_folded(monkeypatch):
