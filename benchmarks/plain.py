@@ -8,13 +8,18 @@ from gnime.classifiers import Classifier
 from gnime.inversion import ExpMI, PredMI
 
 
+def plain_conv(layer, x):
+    """Not `layer(x)`: in training that is ours."""
+    return F.conv2d(x, layer.weight, layer.bias, padding=1)
+
+
 class PlainPredMI(PredMI):
     """Nearest upsampling followed by a convolution."""
 
     def forward(self, explanation, prediction):
         x = F.relu(self.dense(prediction))[:, :, None, None]
         for i, layer in enumerate(self.decoder):
-            x = layer(F.interpolate(x, scale_factor=2 if i else 4))
+            x = plain_conv(layer, F.interpolate(x, scale_factor=2 if i else 4))
             x = x if i == len(self.decoder) - 1 else F.relu(x)
         return x
 
@@ -25,14 +30,14 @@ class PlainExpMI(ExpMI):
     def forward(self, explanation, prediction):
         x, skips = explanation, []
         for layer in self.encoder:
-            x = F.relu(layer(x))
+            x = F.relu(plain_conv(layer, x))
             skips.append(x)
             x = F.max_pool2d(x, 2)
         code = F.relu(self.code(x.flatten(1)))
         x = F.relu(self.bottleneck(torch.cat([code, explanation.flatten(1), prediction], 1)))[:, :, None, None]
         for i, layer in enumerate(self.decoder):
             x = F.interpolate(x, scale_factor=2 if i else 4)
-            x = layer(torch.cat([x, skips.pop()], 1) if skips else x)
+            x = plain_conv(layer, torch.cat([x, skips.pop()], 1) if skips else x)
             x = x if i == len(self.decoder) - 1 else F.relu(x)
         return x
 
@@ -41,7 +46,9 @@ class PlainClassifier(Classifier):
     """Layer after layer."""
 
     def forward(self, images):
-        return nn.Sequential.forward(self, images)
+        for layer in self:
+            images = plain_conv(layer, images) if isinstance(layer, nn.Conv2d) else layer(images)
+        return images
 
 
 def plain_two_player_step(injector, inverter, e, y, x, weight):

@@ -52,7 +52,7 @@ class ThinConv(torch.autograd.Function):
         dx = dweight = None
         if ctx.needs_input_grad[0]:
             dx = (dproducts @ turned).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[1]:  # in this order: the transposed product, left to autograd, takes ten times as long
+        if ctx.needs_input_grad[1]:  # in this order: the transposed product, left to autograd, takes many times as long
             dturned = dproducts.T @ x.permute(0, 2, 3, 1).flatten(0, 2)
             dweight = dturned.view(dy.shape[1], 3, 3, -1).permute(0, 3, 1, 2).flip(2, 3)
         return dx, dweight

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnime import convolutions
+from benchmarks.plain import PlainClassifier, PlainExpMI, PlainPredMI, plain_two_player_step
+from gnime import classifiers, convolutions, inversion
 from gnime.classifiers import Classifier
 from gnime.convolutions import TapProducts, _taps, conv, folded_conv, relu_and_pool, upsample_conv
 from gnime.data import channels_last
+from gnime.injector import Injector
 
 
 def plain(x, weight, bias):
@@ -178,7 +180,7 @@ def test_a_classifier_in_training_is_its_layers_one_after_the_other():
     nn.init.normal_(network.conv0.bias, std=2.0)  # windows below zero throughout, and above
     images, cotangent = torch.rand(9, 1, 8, 8, dtype=torch.double), torch.randn(9, 3, dtype=torch.double)
     found = []
-    for forward in (network, lambda x: nn.Sequential.forward(network, x)):
+    for forward in (network, lambda x: PlainClassifier.forward(network, x)):
         torch.manual_seed(1)  # of dropout
         logits = forward(images)
         found.append([logits, *torch.autograd.grad(logits, list(network.parameters()), cotangent)])
@@ -193,3 +195,17 @@ def test_one_channel_is_laid_out_for_what_follows():
     assert after.is_contiguous(memory_format=torch.channels_last)
     again = channels_last(laid_out)
     assert again.data_ptr() == laid_out.data_ptr()
+
+
+def test_what_benchmarks_compare_with_has_nothing_of_ours(monkeypatch):
+    for name in ("conv", "upsample_conv", "spread_conv", "relu_and_pool", "apply"):
+        for module in (convolutions, inversion, classifiers):
+            monkeypatch.setattr(module, name, None, raising=False)
+    e, y, x = torch.rand(64, 1, 16, 16), torch.randn(64, 3), torch.rand(64, 1, 16, 16)
+    injector, inverter = Injector(1, 16, 3, 256), PlainExpMI(1, 16, 3, 1, 16, 256)
+    injector.network = PlainExpMI(1, 16, 3, 1, 16, 256)
+    plain_two_player_step(injector, inverter, e, y, x, 1.0)
+    PlainPredMI(3, 1, 16, 256)(None, y).sum().backward()
+    PlainClassifier(1, 16, 3, (64, 128), 5)(x).sum().backward()
+    with pytest.raises(TypeError, match="not callable"):
+        Classifier(1, 16, 3, (64, 128), 5)(x)
