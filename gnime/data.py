@@ -21,7 +21,7 @@ CHUNK = 256  # images per slice when a whole set is gone through
 AT_ONCE = {"cpu": 64, "cuda": 256}
 MINIMUM = 20  # images: below, a split would be empty
 MAXIMUM_CLASSES = 100_000
-HAND_BACK = 5.0  # seconds of a piece of work after which freed memory goes back to the system
+HAND_BACK = 2.0  # seconds of a piece of work after which freed memory goes back to the system
 RESIDENT = 0.25  # of the free memory of a CUDA device may hold one array
 
 
