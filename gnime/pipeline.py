@@ -24,6 +24,8 @@ from .training import Game, Task, cross_entropy, fit, play, through
 def _start(run: Run) -> tuple[Device, Paths]:
     device = Device(run)
     say(f"{run.script}.py: {run.summary()}", f"device        {device.describe()}")
+    if run.official == ("gradcam",) and run.xai != "gradcam":
+        warn(f"--official gradcam changes nothing with --xai {run.xai}")
     return device, Paths(run)
 
 

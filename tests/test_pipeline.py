@@ -108,14 +108,17 @@ def test_official_gradcam_is_pooled(scripts, tmp_path):
     ("order", {"predmi": "digits_predmi.pt", "gnime": "digits_gnime_lrp.pt"}),
     ("validation", {"predmi": "digits_predmi.pt", "gnime": "digits_gnime_lrp.pt"}),
     ("optimiser", {"predmi": "victim/digits.pt", "gnime": "victim/digits.pt"})])
-def test_a_choice_of_the_authors_refuses_what_it_acts_on_alone(scripts, root_copy, choice, refused):
+def test_a_choice_of_the_authors_refuses_what_it_acts_on_alone(scripts, root_copy, monkeypatch, choice, refused):
     """Made in the default mode, asked for with one choice of the release: lrp has no Grad-CAM to average."""
+    warned = []
+    monkeypatch.setattr(pipeline, "warn", warned.append)
     for setting in ("predmi", "gnime"):
         code, _, lines = scripts("eval", root_copy, "--official", choice, "--settings", setting)
         if setting in refused:
             assert code == 1 and refused[setting] in lines[0] and "official" in lines[0], lines
         else:
             assert code == 0, lines
+    assert ("--official gradcam changes nothing with --xai lrp" in warned) == (choice == "gradcam")
 
 
 @pytest.mark.usefixtures("no_pictures")
