@@ -14,9 +14,11 @@ from torch.autograd.function import once_differentiable
 CACHED = 1 << 20  # numbers that stay in a processor's cache
 THIN = 32  # outputs of a convolution below which additions cost more than the products they replace
 WIDE = 1 << 13  # inputs times outputs from which Winograd's transforms of maps are worth the products they save
-MANY = 64  # 4x4 tiles from which his transforms of weights are
-TILES = 256  # that are transformed at once: they stay in cache, and their sum is worth a matrix product
-POINT = 0.5**0.5  # and its double, with both signs, zero and infinity; at 1 and 2 the error would be several times larger
+MANY = 64  # 4x4 tiles from which his transforms of weights are worth them too
+TILES = 256  # that are transformed at once: few enough to take little memory, many enough for a matrix product
+# Winograd's points are this and its double, with both signs, zero and infinity. At 1 and 2 the error would be twice as
+# large, at worst five times. His transforms below rely on POINT**4 being 1/4.
+POINT = 0.5**0.5
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,7 +30,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = ThinConv.apply(x, weight)
         return y if bias is None else y + bias[:, None, None]
     n, _, h, w = x.shape
-    if inputs * outputs >= WIDE and n * h * w >= 16 * MANY and h % 4 == w % 4 == 0:
+    precise = x.dtype in (torch.float32, torch.float64)
+    if precise and inputs * outputs >= WIDE and n * h * w >= 16 * MANY and h % 4 == w % 4 == 0:
         return Winograd.apply(x, weight, bias)
     return F.conv2d(x, weight, bias, padding=1)
 
@@ -38,6 +41,7 @@ class ThinConv(torch.autograd.Function):
     overlaps."""
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         turned = weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2)  # (O * 9, I)
         ctx.save_for_backward(x, turned)
@@ -46,15 +50,16 @@ class ThinConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, turned = ctx.saved_tensors
         dproducts = F.unfold(dy, 3, padding=1).transpose(1, 2).flatten(0, 1)
         dx = dweight = None
         if ctx.needs_input_grad[0]:
-            dx = (dproducts @ turned).view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+            dx = (dproducts @ turned).view(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:  # in this order: the transposed product, left to autograd, takes many times as long
             dturned = dproducts.T @ x.permute(0, 2, 3, 1).flatten(0, 2)
-            dweight = dturned.view(dy.shape[1], 3, 3, -1).permute(0, 3, 1, 2).flip(2, 3)
+            dweight = dturned.view(dy.shape[1], 3, 3, x.shape[1]).permute(0, 3, 1, 2).flip(2, 3)
         return dx, dweight
 
 
@@ -64,10 +69,11 @@ class Winograd(torch.autograd.Function):
 
     Along an axis, polynomials say what four outputs owe to the three taps and to the six inputs they see. Six points
     decide a polynomial, and at each of them the product is one of numbers. All but that product is linear: the way back
-    is the transpose of the way there.
+    is the transpose of the way there. What is exactly zero by the direct sum is zero up to rounding.
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs, inputs = weight.shape[:2]
         taps = (_taps_to_points(x) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, outputs, inputs)
@@ -82,6 +88,7 @@ class Winograd(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, taps = ctx.saved_tensors
         dx = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None

@@ -54,7 +54,7 @@ def _noise(seed: int, purpose: str, like: Tensor, rows: range) -> Tensor:
     """Normal numbers shaped like the explanations of these rows; a row's are the same whatever rows it comes with."""
     first = rows.start - rows.start % BLOCK
     drawn = torch.cat([torch.randn(BLOCK, *like.shape[1:], generator=generator(seed, purpose, start))
-                       for start in range(first, rows.stop, BLOCK)])
+                       for start in range(first, max(rows.stop, first + 1), BLOCK)])
     return drawn[rows.start - first : rows.stop - first].to(like.device)
 
 

@@ -67,6 +67,7 @@ def test_parts_are_few_images_each(taps, shape, lengths):
     ((5, 8, 12, 8), 6),  # Winograd's, three tiles by two
     ((3, 6, 4, 4), 7),  # a tile, which has no neighbours
     ((4, 5, 6, 8), 6),  # no whole tiles: the library's
+    ((4, 5, 8, 6), 6),
     ((3, 40, 5, 4), 3),  # few outputs
     ((2, 3, 4, 4), 5),
 ])
@@ -100,7 +101,20 @@ def test_winograds_convolutions_keep_five_digits(shape, outputs):
         assert error.abs().max() < 1e-5 * value.abs().max()
 
 
+@pytest.mark.parametrize("outputs", [3, 128])
+def test_a_backward_pass_has_the_precision_of_its_forward_pass(outputs):
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((16, 64, 8, 8), (outputs, 64, 3, 3))]
+    y = conv(*inputs)
+    expected = torch.autograd.grad(y.sum(), inputs, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y.sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_which_convolutions_are_winograds():
+    assert "Winograd" not in type(conv(torch.zeros(16, 64, 8, 8, dtype=torch.bfloat16, requires_grad=True),
+                                       torch.zeros(128, 64, 3, 3, dtype=torch.bfloat16)).grad_fn).__name__
     cases = {
         (16, 64, 128, 8): True,
         (64, 512, 256, 4): True,
@@ -164,6 +178,14 @@ def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
     used.clear()
     torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
     assert not used
+
+
+@pytest.mark.parametrize("outputs", [3, 128])
+def test_no_images(outputs):
+    inputs = [torch.zeros(shape, requires_grad=True) for shape in ((0, 64, 8, 8), (outputs, 64, 3, 3), (outputs,))]
+    found = with_gradients(conv, inputs, torch.zeros(0, outputs, 8, 8))
+    assert [one.shape for one in found] == [(0, outputs, 8, 8), *(i.shape for i in inputs)]
+    assert not any(one.any() for one in found)
 
 
 def test_thin_convolutions_are_folded(monkeypatch):
