@@ -210,10 +210,11 @@ def take(array: np.ndarray | Tensor, rows: Tensor | range, device: torch.device)
         got = torch.from_numpy(np.array(piece) if contiguous else piece)
         if device.type == "cuda":
             got = got.pin_memory().to(device, non_blocking=True)
-    if got.dtype == torch.uint8:
-        got = got.float() / 255
+    order = torch.channels_last if got.ndim == 4 else torch.preserve_format
+    if got.dtype == torch.uint8:  # in one copy: every other leaves a gap of its size in memory
+        got = got.to(torch.float32, memory_format=order).div_(255)
     elif got.is_floating_point():
-        got = got.float()
+        got = got.to(torch.float32, memory_format=order)
     return channels_last(got) if got.ndim == 4 else got
 
 
