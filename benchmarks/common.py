@@ -83,10 +83,13 @@ class Report:
         self.made_on = provenance(device or f"CPU, {chosen.threads} threads") | {"clock": clock, "load": os.getloadavg()}
         print(json.dumps(self.made_on), flush=True)
 
+    def values(self, name: str, measured: Sequence[float], unit: str) -> None:
+        low, middle, high = min(measured), statistics.median(measured), max(measured)
+        self.figures[name] = {"min": low, "median": middle, "max": high, "n": len(measured)}
+        print(f"{name:<44} min {low:.4g}  median {middle:.4g}  max {high:.4g} {unit}  (n={len(measured)})", flush=True)
+
     def times(self, name: str, seconds: Sequence[float]) -> None:
-        low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
-        self.figures[name] = {"min": low, "median": middle, "max": high, "n": len(seconds)}
-        print(f"{name:<44} min {low:.4f}  median {middle:.4f}  max {high:.4f} s  (n={len(seconds)})", flush=True)
+        self.values(name, seconds, "s")
 
     def number(self, name: str, value: float) -> None:
         """What is no time."""
