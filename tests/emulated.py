@@ -1,0 +1,129 @@
+"""CUDA where there is none: tensors that say they are on a CUDA device compute on the CPU, and refuse to meet tensors that
+say they are on the CPU, as CUDA's kernels do. Shows wrong devices and wrong results, not speed, and no autocast."""
+
+import contextlib
+from concurrent.futures import Future
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CUDA = torch.device("cuda", 0)
+aten = torch.ops.aten
+MEET = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+
+
+class OnCuda(Tensor):
+    """`held` is on the CPU. PyTorch's own C++ code takes the device for "meta": asked about CUDA, it would look for it."""
+
+    @staticmethod
+    def __new__(cls, held: Tensor):
+        return Tensor._make_wrapper_subclass(cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype,
+                                             device="meta")
+
+    def __init__(self, held: Tensor):
+        self.held = held
+
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_meta = property(lambda self: False)
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        return compute(operation, args, kwargs or {})
+
+    def numpy(self, *_, **__):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    __array__ = numpy
+
+    def tolist(self):
+        return self.held.tolist()
+
+    def __reduce_ex__(self, protocol):
+        return self.held.__reduce_ex__(protocol)
+
+
+def compute(operation, args, kwargs):
+    """`operation` on what is held, if its tensors may meet; the result is where theirs are, or where it is asked for."""
+    given = [x for x in leaves([*args, *kwargs.values()]) if isinstance(x, Tensor)]
+    on_cuda = [x for x in given if isinstance(x, OnCuda)]
+    if operation in MEET:
+        here = isinstance(given[0], OnCuda)
+    elif on_cuda and any(x.ndim and not isinstance(x, OnCuda) for x in given):
+        raise RuntimeError(f"{operation}: expected all tensors to be on the same device")
+    else:
+        here = bool(on_cuda)
+    if wanted := kwargs.get("device"):
+        kwargs = kwargs | {"device": torch.device("cpu")}
+        here = torch.device(wanted).type != "cpu"
+    got = operation(*replaced(args, held), **{name: replaced(value, held) for name, value in kwargs.items()})
+    known = {id(x.held): x for x in on_cuda}  # what an operation writes into stays the tensor that it is
+    return replaced(got, lambda x: known[id(x)] if id(x) in known else OnCuda(x)) if here else got
+
+
+def held(x: Tensor) -> Tensor:
+    return x.held if isinstance(x, OnCuda) else x
+
+
+def leaves(x):
+    if isinstance(x, (list, tuple)):
+        for part in x:
+            yield from leaves(part)
+    else:
+        yield x
+
+
+def replaced(x, by):
+    """x with `by` of each tensor in it."""
+    if isinstance(x, (list, tuple)):
+        return type(x)(replaced(part, by) for part in x)
+    return by(x) if isinstance(x, Tensor) else x
+
+
+class Everywhere(TorchDispatchMode):
+    """Also for operations that none of our tensors takes part in: those that make tensors on a device."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        return compute(operation, args, kwargs or {})
+
+
+class AtOnce:
+    """An executor in the caller's thread, the only one that the emulation reaches."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *args):
+        future = Future()
+        future.set_result(function(*args))
+        return future
+
+
+@contextlib.contextmanager
+def cuda(free: int = 2**33):
+    """One CUDA device with so many bytes free."""
+    tensor = torch.tensor
+    with contextlib.ExitStack() as stack:
+
+        def patch(place, **names):
+            for name, value in names.items():
+                if hasattr(place, name):  # not every version of PyTorch has all of them
+                    stack.enter_context(mock.patch.object(place, name, value))
+
+        patch(torch.cuda, _lazy_init=lambda: None, is_available=lambda: True, device_count=lambda: 1,
+              set_device=lambda _: None, get_device_name=lambda _: "emulated", mem_get_info=lambda _: (free, free))
+        patch(torch, tensor=lambda data, device=None, **how: tensor(data, **how).to(device or "cpu"))
+        patch(Tensor, pin_memory=lambda self, *_: self)
+        patch(torch.optim.Optimizer, _accelerator_graph_capture_health_check=lambda self: None,
+              _cuda_graph_capture_health_check=lambda self: None)
+        stack.enter_context(mock.patch("gnime.data.ThreadPoolExecutor", AtOnce))
+        stack.enter_context(Everywhere())
+        yield

@@ -1,0 +1,80 @@
+"""The software on a CUDA device, or an emulated one, against the same on a CPU."""
+
+import contextlib
+import json
+
+import emulated
+import pytest
+import torch
+
+from gnime.config import target
+from gnime.explainers import EXPLAINERS
+from gnime.networks import build, classifier_spec
+
+# wide enough for a CPU's own formulations, in 32 bits whatever the device's default
+FLAGS = "--xai", "gradcam", "--width", 256, "--precision", "fp32"
+SETTINGS = "predmi", "expmi", "rnd", "ond", "gnime", "negative", "permutation", "class-mean"
+
+
+def cuda(free=2**33):
+    """The machine's, or one with so many bytes free."""
+    return contextlib.nullcontext() if torch.cuda.is_available() else emulated.cuda(free)
+
+
+def call(scripts, root, gpu, script, *flags):
+    code, out, errors = scripts(script, root, *FLAGS, "--gpu", gpu, *flags)
+    assert (code, errors) == (0, [])
+    return out
+
+
+def results(root):
+    return json.loads((root / "figures/digits_gradcam/results.json").read_text())
+
+
+def agree(found, expected):
+    for setting, numbers in found.items():
+        for metric in {"mse", "ssim", "tca", "deepsim", "distortion"} & numbers.keys():
+            assert numbers[metric] == pytest.approx(expected[setting][metric], rel=1e-3, abs=1e-4), (setting, metric)
+
+
+def test_the_scripts_find_on_cuda_what_they_find_on_a_cpu(scripts, tmp_path):
+    for place, gpu in (("cpu", -1), ("cuda", 0)):
+        with cuda() if place == "cuda" else contextlib.nullcontext():
+            for script, *flags in (("prepare",), ("train",), ("eval", "--settings", *SETTINGS)):
+                call(scripts, tmp_path / place, gpu, script, *flags)
+    found = results(tmp_path / "cuda")
+    assert "CPU" not in found["hardware"]["device"]
+    expected = results(tmp_path / "cpu")["settings"]
+    agree(found["settings"], expected)
+
+    # from the start again: arrays that do not fit the device, trainings that stop after their first epoch and go on
+    streamed = tmp_path / "streamed"
+    with cuda(free=0):
+        call(scripts, streamed, 0, "prepare")
+        call(scripts, streamed, 0, "train", "--epochs", 1)
+        assert "goes on from epoch 1" in call(scripts, streamed, 0, "train")
+        call(scripts, streamed, 0, "eval", "--settings", "expmi", "--epochs", 1)
+        assert "goes on from epoch 1" in call(scripts, streamed, 0, "eval", "--settings", "predmi", "expmi", "gnime")
+    agree(results(streamed)["settings"], expected)
+
+
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_explanations_are_those_of_a_cpu(name):
+    explain, images = EXPLAINERS[name].load(), torch.rand(5, 1, 16, 16)
+    victim = build(classifier_spec(target("digits"), 10)).eval()
+    expected = explain(victim, images)
+    with cuda():
+        found = explain(victim.to("cuda:0"), images.to("cuda:0"))
+        assert found.device.type == "cuda"
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_emulation_lets_no_tensors_of_different_devices_meet():
+    with emulated.cuda():
+        here, there = torch.ones(3), torch.ones(3, device="cuda:0")
+        assert (there + 1).device.type == "cuda"
+        for meet in (lambda: here + there, lambda: there.add_(here), lambda: torch.cat([there, here]), there.numpy):
+            with pytest.raises((RuntimeError, TypeError)):
+                meet()
+        here.copy_(there.sum())
+        assert type(here) is torch.Tensor and here.tolist() == [3, 3, 3]
