@@ -4,42 +4,44 @@ Whole runs of the three scripts on the embedded digits, narrow networks, a run f
 where a processor has no bf16 instructions: slower, to the same numbers.
 """
 
+import contextlib
+import io
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from common import Report, options
 
-ROOT = Path(__file__).resolve().parent.parent
+from gnime import cli
+
 SETTINGS = "predmi", "expmi", "rnd", "gnime"
 WIDTH, LIMIT = 64, 600
 
 
-def results(seed, precision, gpu, short):
+def results(seed, precision, chosen):
     """What `eval.py` wrote."""
     with tempfile.TemporaryDirectory() as root:
         flags = ["--target", "digits", "--xai", "grad", "--width", WIDTH, "--limit", LIMIT, "--seed", seed,
-                 "--precision", precision, "--gpu", gpu, "--root", root, *(("--epochs", 2) if short else ())]
+                 "--precision", precision, "--gpu", chosen.gpu, "--root", root, *(("--epochs", 2) if chosen.quick else ())]
         for script in ("prepare", "train", "eval"):
-            run = subprocess.run([sys.executable, str(ROOT / f"{script}.py"), *map(str, flags)], capture_output=True,
-                                 text=True, check=False)
-            if run.returncode:
-                raise SystemExit(run.stderr)
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                code = cli.main(script, [str(flag) for flag in flags])
+            if code:
+                raise SystemExit(said.getvalue())
         return json.loads((Path(root) / "figures/digits_grad/results.json").read_text())
 
 
 def main():
     chosen = options(__doc__, gpu=True)
-    seeds = range(2 if chosen.quick else 3)
+    seeds = range(2 if chosen.quick else 8)
     report = Report(chosen, device="CPU" if chosen.gpu < 0 else f"CUDA device {chosen.gpu}")
     print(f"digits, grad, width {WIDTH}, {LIMIT} images, seeds {', '.join(map(str, seeds))}")
     mse = {}
     for seed in seeds:
         for precision in ("fp32", "bf16"):
-            found = results(seed, precision, chosen.gpu, chosen.quick)
+            found = results(seed, precision, chosen)
             for setting in SETTINGS:
                 mse.setdefault((setting, precision), []).append(found["settings"][setting]["mse"])
                 report.number(f"{setting}, {precision}, seed {seed}: MSE", mse[setting, precision][-1])
