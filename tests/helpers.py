@@ -2,6 +2,9 @@
 
 import json
 
+from torch import nn
+
+from gnime.classifiers import Classifier
 from gnime.reproduce import mode
 
 
@@ -31,3 +34,53 @@ def write(runner, preset, *runs):
         path = runner.folder / "results" / preset / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run))
+
+
+def stack(*parts):
+    """A stack with weights and biases of either sign, more of them positive: no layer is dead."""
+    model = nn.Sequential(*parts)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0.2, 0.5)
+    return model
+
+
+def small_classifier():
+    """A classifier of METHOD.md, narrow, with biases that are not zero."""
+    model = Classifier(3, 16, 5, (6, 8), 12, dropout=0.5)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def conv(*args, **named):
+    return [nn.Conv2d(*args, **named), nn.ReLU()]
+
+
+def head(features):
+    return [nn.Flatten(), nn.Linear(features, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 4)]
+
+
+STACKS = {  # name: (image shape, layers)
+    "max pooling": ((1, 8, 8), [*conv(1, 3, 3, padding=1), nn.MaxPool2d(2), *conv(3, 4, 3, padding=1), nn.MaxPool2d(2),
+                                *head(16)]),
+    "average pooling": ((2, 8, 6), [*conv(2, 3, 3, padding=1), nn.AvgPool2d(2), *conv(3, 3, 3), *head(6)]),
+    "odd sides": ((1, 9, 7), [*conv(1, 3, 3, padding=1), nn.MaxPool2d(2), *conv(3, 2, 2), *head(12)]),
+    "strides": ((2, 10, 9), [*conv(2, 3, 3, stride=2, padding=1), *conv(3, 4, (2, 3), stride=(2, 1)), *head(24)]),
+    "overlapping pools": ((1, 9, 9), [*conv(1, 2, 3), nn.MaxPool2d(3, 2, padding=1), nn.AvgPool2d(3, 1, padding=1),
+                                      *head(32)]),
+    "rectangular pools": ((1, 8, 9), [*conv(1, 2, 3, padding=1), nn.MaxPool2d((2, 3)), nn.AvgPool2d((1, 2), stride=(2, 1)),
+                                      *head(8)]),
+    "rounded up pools": ((1, 7, 7), [*conv(1, 2, 3, padding=1), nn.MaxPool2d(2, ceil_mode=True),
+                                     nn.AvgPool2d(3, ceil_mode=True), *head(8)]),
+    "groups, dilation": ((2, 9, 9), [*conv(2, 4, 3, dilation=2, groups=2), *conv(4, 4, 3, padding=2, dilation=2, groups=2),
+                                     *head(100)]),
+    "paddings by name": ((1, 6, 6), [*conv(1, 2, 3, padding="same"), *conv(2, 3, (2, 3), padding="same"),
+                                     *conv(3, 2, 3, padding="valid"), *head(32)]),
+    "pooling first": ((1, 8, 8), [nn.AvgPool2d(2), *conv(1, 3, 3, padding=1), *conv(3, 2, 3), *head(8)]),
+    "overlapping pooling first": ((1, 8, 8), [nn.AvgPool2d(3, 1), *conv(1, 2, 3), *head(32)]),
+    "features as logits": ((2, 6, 6), [*conv(2, 3, 3, padding=1), nn.AvgPool2d(3), nn.Flatten()]),
+    "no convolution": ((1, 4, 5), [nn.Flatten(), nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 3)]),
+    "nested, in place": ((1, 8, 8), [nn.Dropout(0.5), nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace=True)),
+                                     nn.Sequential(nn.MaxPool2d(2), nn.Sequential(*head(27)))]),
+}
