@@ -80,14 +80,22 @@ class Resumable:
         if interrupt.asked and self._epoch_saved == self.plain["epoch"]:
             raise Stopped(f"stopped after epoch {self.plain['epoch']}; the same command goes on from {self.path}")
 
-    def finish(self, finite: Tensor, epoch: int, steps: int) -> None:
-        """Raises where the epoch's loss was not finite, or its last step left weights that are not: before that is saved."""
+    def finish(self, losses: Tensor, finite: Tensor, epoch: int, steps: int) -> Tensor:
+        """The epoch's losses, summed over the processes.
+
+        Raises:
+            GnimeError: one was not finite, or the last step left weights that are not: before that is saved.
+        """
+        if self.device.world > 1:
+            dist.all_reduce(losses)
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
         bad = int(finite)
         if bad < steps or not all(p.isfinite().all() for network in self.networks for p in network.parameters()):
             kept = f"{self.path} keeps epoch {self._epoch_saved}" if self._epoch_saved > 0 else "nothing was saved yet"
             what, step = ("loss is", bad + 1) if bad < steps else ("weights are", steps)
             raise GnimeError(f"training {self.path.stem.removesuffix('.state')}: the {what} not finite at epoch {epoch + 1}, "
                              f"step {step} of {steps}; {kept}; try fp32 precision, another seed or a smaller --batch-size")
+        return losses
 
 
 def state_path(path: Path) -> Path:
@@ -211,11 +219,7 @@ def _epoch(task: Task, run: Resumable, optimiser: torch.optim.Optimizer, order: 
             finite = _note_finite(finite, loss.detach(), step)
         average_gradients(network, device.world)
         optimiser.step()
-    if device.world > 1:
-        dist.all_reduce(total)
-        dist.all_reduce(finite, dist.ReduceOp.MIN)
-    run.finish(finite, epoch, len(parts))
-    return total.item() / len(order)
+    return run.finish(total, finite, epoch, len(parts)).item() / len(order)
 
 
 @dataclass
@@ -290,11 +294,7 @@ def _round(game: Game, run: Resumable, parts: Sequence[Tensor], epoch: int, devi
         for network, optimiser in zip(run.networks, run.optimisers, strict=True):
             average_gradients(network, device.world)
             optimiser.step()
-    if device.world > 1:
-        dist.all_reduce(total)
-        dist.all_reduce(finite, dist.ReduceOp.MIN)
-    run.finish(finite, epoch, len(parts))
-    return (total / len(parts)).tolist()
+    return (run.finish(total, finite, epoch, len(parts)) / len(parts)).tolist()
 
 
 def through(sources: Sequence[np.ndarray | Tensor | None], rows: range,
