@@ -204,18 +204,21 @@ def take(array: np.ndarray | Tensor, rows: Tensor | range, device: torch.device)
     """Rows of an array on the device: uint8 as float32 in [0, 1], pictures in channels-last order."""
     contiguous = isinstance(rows, range)
     if isinstance(array, Tensor):
-        got = array[rows.start : rows.stop] if contiguous else array[rows.to(array.device)]
+        got = array[rows.start : rows.stop] if contiguous else array[_sent(rows, array.device)]
     else:
         piece = array[rows.start : rows.stop] if contiguous else array[rows.numpy()]
-        got = torch.from_numpy(np.array(piece) if contiguous else piece)
-        if device.type == "cuda":
-            got = got.pin_memory().to(device, non_blocking=True)
+        got = _sent(torch.from_numpy(np.array(piece) if contiguous else piece), device)
     order = torch.channels_last if got.ndim == 4 else torch.preserve_format
     if got.dtype == torch.uint8:  # in one copy: every other leaves a gap of its size in memory
         got = got.to(torch.float32, memory_format=order).div_(255)
     elif got.is_floating_point():
         got = got.to(torch.float32, memory_format=order)
     return channels_last(got) if got.ndim == 4 else got
+
+
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """On the device. From memory that is not pinned, the copy would first wait for all that a CUDA device has to do."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def channels_last(pictures: Tensor) -> Tensor:
