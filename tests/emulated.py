@@ -1,5 +1,6 @@
 """CUDA where there is none: tensors that say they are on a CUDA device compute on the CPU, and refuse to meet tensors that
-say they are on the CPU, as CUDA's kernels do. Shows wrong devices and wrong results, not speed, and no autocast."""
+say they are on the CPU, as CUDA's kernels do. Shows wrong devices, wrong results, and where the program would wait for the
+device; not speed, and no autocast."""
 
 import contextlib
 from concurrent.futures import Future
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 MEET = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+waits: list[str] = []  # operations that would have waited for all that the device had to do
 
 
 class OnCuda(Tensor):
@@ -39,6 +41,7 @@ class OnCuda(Tensor):
     __array__ = numpy
 
     def tolist(self):
+        waits.append("tolist")
         return self.held.tolist()
 
     def __reduce_ex__(self, protocol):
@@ -58,9 +61,27 @@ def compute(operation, args, kwargs):
     if wanted := kwargs.get("device"):
         kwargs = kwargs | {"device": torch.device("cpu")}
         here = torch.device(wanted).type != "cpu"
+    if _waits(operation, given, here):
+        waits.append(str(operation))
     got = operation(*replaced(args, held), **{name: replaced(value, held) for name, value in kwargs.items()})
     known = {id(x.held): x for x in on_cuda}  # what an operation writes into stays the tensor that it is
     return replaced(got, lambda x: known[id(x)] if id(x) in known else OnCuda(x)) if here else got
+
+
+def _waits(operation, given, here):
+    """Numbers that the program reads, and copies: all from the device, and those to it that are not from pinned memory."""
+    if operation in (aten._local_scalar_dense.default, aten.nonzero.default):
+        return isinstance(given[0], OnCuda)
+    if operation not in (aten._to_copy.default, aten.copy_.default):
+        return False
+    source, from_cuda = given[-1], isinstance(given[-1], OnCuda)
+    return from_cuda != here and (from_cuda or not getattr(source, "pinned", False))
+
+
+def pin_memory(self, *_):
+    pinned = self.clone()
+    pinned.pinned = True
+    return pinned
 
 
 def held(x: Tensor) -> Tensor:
@@ -121,9 +142,10 @@ def cuda(free: int = 2**33):
         patch(torch.cuda, _lazy_init=lambda: None, is_available=lambda: True, device_count=lambda: 1,
               set_device=lambda _: None, get_device_name=lambda _: "emulated", mem_get_info=lambda _: (free, free))
         patch(torch, tensor=lambda data, device=None, **how: tensor(data, **how).to(device or "cpu"))
-        patch(Tensor, pin_memory=lambda self, *_: self)
+        patch(Tensor, pin_memory=pin_memory)
         patch(torch.optim.Optimizer, _accelerator_graph_capture_health_check=lambda self: None,
               _cuda_graph_capture_health_check=lambda self: None)
         stack.enter_context(mock.patch("gnime.data.ThreadPoolExecutor", AtOnce))
         stack.enter_context(Everywhere())
+        waits.clear()
         yield

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections import Counter
 
 import emulated
 import pytest
@@ -56,6 +57,20 @@ def test_the_scripts_find_on_cuda_what_they_find_on_a_cpu(scripts, tmp_path):
         call(scripts, streamed, 0, "eval", "--settings", "expmi", "--epochs", 1)
         assert "goes on from epoch 1" in call(scripts, streamed, 0, "eval", "--settings", "predmi", "expmi", "gnime")
     agree(results(streamed)["settings"], expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only the emulation counts")
+def test_no_step_of_a_training_waits_for_the_device(scripts, tmp_path):
+    """What waits, waits once an epoch or an artifact, however many steps there are."""
+    counts = {}
+    for size in (24, 6):
+        with emulated.cuda():
+            for script, *flags in (("prepare",), ("train",), ("eval", "--settings", "predmi", "expmi")):
+                emulated.waits.clear()
+                call(scripts, tmp_path / str(size), 0, script, "--batch-size", size, *flags)
+                counts.setdefault(script, []).append(Counter(emulated.waits))
+    for few, many in counts.values():
+        assert few.total() and few == many
 
 
 @pytest.mark.parametrize("name", EXPLAINERS)
