@@ -217,7 +217,8 @@ def take(array: np.ndarray | Tensor, rows: Tensor | range, device: torch.device)
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """On the device. From memory that is not pinned, the copy would first wait for all that a CUDA device has to do."""
+    """On the device. The copy does not wait for all that a CUDA device has yet to do: that takes both, pinned memory and
+    being told so."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 

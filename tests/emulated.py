@@ -1,6 +1,7 @@
 """CUDA where there is none: tensors that say they are on a CUDA device compute on the CPU, and refuse to meet tensors that
 say they are on the CPU, as CUDA's kernels do. Shows wrong devices, wrong results, and where the program would wait for the
-device; not speed, and no autocast."""
+device; not speed, and no autocast. A device is asked for with its index, "cuda:0".
+"""
 
 import contextlib
 from concurrent.futures import Future
@@ -12,7 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
-MEET = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+COPIES = {aten.copy_.default, aten._to_copy.default}
+# whose results the program looks at, or whose shapes depend on numbers
+READS = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.masked_select.default,
+         aten.bincount.default, aten._unique2.default}
 waits: list[str] = []  # operations that would have waited for all that the device had to do
 
 
@@ -49,36 +53,47 @@ class OnCuda(Tensor):
 
 
 def compute(operation, args, kwargs):
-    """`operation` on what is held, if its tensors may meet; the result is where theirs are, or where it is asked for."""
+    """`operation` on what is held, if its tensors may meet; the result is where theirs are, or where it is asked for.
+
+    Stricter than CUDA, which takes row numbers on the CPU too, and waits until they have come.
+    """
     given = [x for x in leaves([*args, *kwargs.values()]) if isinstance(x, Tensor)]
     on_cuda = [x for x in given if isinstance(x, OnCuda)]
-    if operation in MEET:
+    wanted = kwargs.get("device")
+    if operation in COPIES:
         here = isinstance(given[0], OnCuda)
-    elif on_cuda and any(x.ndim and not isinstance(x, OnCuda) for x in given):
-        raise RuntimeError(f"{operation}: expected all tensors to be on the same device")
     else:
+        written = given[:1] if operation._schema.is_mutable else []
+        if on_cuda and any(not isinstance(x, OnCuda) and (x.ndim or any(x is w for w in written)) for x in given):
+            raise RuntimeError(f"{operation}: expected all tensors to be on the same device")
         here = bool(on_cuda)
-    if wanted := kwargs.get("device"):
-        kwargs = kwargs | {"device": torch.device("cpu")}
+    if wanted:
         here = torch.device(wanted).type != "cpu"
-    if _waits(operation, given, here):
+        kwargs = kwargs | {"device": torch.device("cpu")}
+        if here and kwargs.get("generator"):
+            raise RuntimeError(f"{operation}: expected a generator of the device")
+    if _waits(operation, args, kwargs, given, here):
         waits.append(str(operation))
     got = operation(*replaced(args, held), **{name: replaced(value, held) for name, value in kwargs.items()})
     known = {id(x.held): x for x in on_cuda}  # what an operation writes into stays the tensor that it is
     return replaced(got, lambda x: known[id(x)] if id(x) in known else OnCuda(x)) if here else got
 
 
-def _waits(operation, given, here):
-    """Numbers that the program reads, and copies: all from the device, and those to it that are not from pinned memory."""
-    if operation in (aten._local_scalar_dense.default, aten.nonzero.default):
-        return isinstance(given[0], OnCuda)
-    if operation not in (aten._to_copy.default, aten.copy_.default):
-        return False
-    source, from_cuda = given[-1], isinstance(given[-1], OnCuda)
-    return from_cuda != here and (from_cuda or not getattr(source, "pinned", False))
+def _waits(operation, args, kwargs, given, here):
+    """Reads, and copies: all from the device, and those to it that are not from pinned memory or not told not to wait."""
+    if operation in COPIES:
+        source = given[-1]
+        if isinstance(source, OnCuda):
+            return not here
+        patient = kwargs.get("non_blocking") or len(args) > 2 and args[2]
+        return here and not (patient and getattr(source, "pinned", False))
+    masks = operation is aten.index.Tensor and any(x.dtype == torch.bool for x in given[1:])
+    return (operation in READS or masks) and isinstance(given[0], OnCuda)
 
 
 def pin_memory(self, *_):
+    if isinstance(self, OnCuda):
+        raise RuntimeError("cannot pin a tensor that is not on the CPU")
     pinned = self.clone()
     pinned.pinned = True
     return pinned
@@ -129,8 +144,8 @@ class AtOnce:
 
 
 @contextlib.contextmanager
-def cuda(free: int = 2**33):
-    """One CUDA device with so many bytes free."""
+def cuda():
+    """One CUDA device."""
     tensor = torch.tensor
     with contextlib.ExitStack() as stack:
 
@@ -140,7 +155,7 @@ def cuda(free: int = 2**33):
                     stack.enter_context(mock.patch.object(place, name, value))
 
         patch(torch.cuda, _lazy_init=lambda: None, is_available=lambda: True, device_count=lambda: 1,
-              set_device=lambda _: None, get_device_name=lambda _: "emulated", mem_get_info=lambda _: (free, free))
+              set_device=lambda _: None, get_device_name=lambda _: "emulated", mem_get_info=lambda _: (2**33, 2**33))
         patch(torch, tensor=lambda data, device=None, **how: tensor(data, **how).to(device or "cpu"))
         patch(Tensor, pin_memory=pin_memory)
         patch(torch.optim.Optimizer, _accelerator_graph_capture_health_check=lambda self: None,
