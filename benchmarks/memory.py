@@ -41,7 +41,8 @@ threading.Thread(target=watch, daemon=True).start()
 stage = Stage(epochs=1, batch_size=128)
 chosen = replace(target("noise", size), convs=(8, 8, 8), hidden=8, width=128, classifier=stage, inverter=stage, injector=stage)
 run = Run(script, chosen, "grad", root, root, gpu=-1, settings=("predmi", "expmi", "rnd", "gnime"))
-if script == "prepare" and not (root / "aux/noise_labels.hkl").exists():
+
+def images(run):
     record = {{"target": "noise", "image_size": size, "seed": 0, "available": n}}
     rng = np.random.default_rng(0)
     with arrays.create(root / "aux/noise_imgs.hkl", (n, 3, size, size), "uint8", record) as writer:
@@ -51,7 +52,8 @@ if script == "prepare" and not (root / "aux/noise_labels.hkl").exists():
     record = record | {{"classes": [str(i) for i in range(10)], "images": digest}}
     with arrays.create(root / "aux/noise_labels.hkl", (n,), "int64", record) as writer:
         writer.write(np.arange(n) % 10)
-{{"prepare": pipeline.prepare, "train": pipeline.train, "eval": pipeline.evaluate}}[script](run)
+
+{{"images": images, "prepare": pipeline.prepare, "train": pipeline.train, "eval": pipeline.evaluate}}[script](run)
 print("PEAK", peak)
 """
 
@@ -83,7 +85,9 @@ def main():
         roots = {n: Path(folder) / str(n) for n in (small, large)}
         for _ in range(rounds):
             for n, root in roots.items():
-                root.mkdir(exist_ok=True)
+                if not root.exists():
+                    root.mkdir()
+                    peak(n, size, "images", root, chosen.threads)
                 forget(root)
                 for script in SCRIPTS:
                     peaks[script, n].append(peak(n, size, script, root, chosen.threads))

@@ -11,9 +11,12 @@ import statistics
 import tempfile
 from pathlib import Path
 
+import torch
 from common import Report, options
 
 from gnime import cli
+from gnime.config import Run, target
+from gnime.runtime import Device
 
 SETTINGS = "predmi", "expmi", "rnd", "gnime"
 WIDTH, LIMIT = 64, 600
@@ -25,18 +28,17 @@ def results(seed, precision, chosen):
         flags = ["--target", "digits", "--xai", "grad", "--width", WIDTH, "--limit", LIMIT, "--seed", seed,
                  "--precision", precision, "--gpu", chosen.gpu, "--root", root, *(("--epochs", 2) if chosen.quick else ())]
         for script in ("prepare", "train", "eval"):
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                code = cli.main(script, [str(flag) for flag in flags])
-            if code:
-                raise SystemExit(said.getvalue())
+            with contextlib.redirect_stdout(io.StringIO()):
+                if code := cli.main(script, [str(flag) for flag in flags]):
+                    raise SystemExit(code)
         return json.loads((Path(root) / "figures/digits_grad/results.json").read_text())
 
 
 def main():
     chosen = options(__doc__, gpu=True)
     seeds = range(2 if chosen.quick else 8)
-    report = Report(chosen, device="CPU" if chosen.gpu < 0 else f"CUDA device {chosen.gpu}")
+    device = Device(Run("train", target("digits"), "grad", Path(), Path(), gpu=chosen.gpu)).torch
+    report = Report(chosen, torch.cuda.get_device_name(device) if device.type == "cuda" else None)
     print(f"digits, grad, width {WIDTH}, {LIMIT} images, seeds {', '.join(map(str, seeds))}")
     mse = {}
     for seed in seeds:

@@ -44,6 +44,9 @@ class OnCuda(Tensor):
 
     __array__ = numpy
 
+    def __repr__(self, **_):
+        return f"on cuda:0: {self.held}"
+
     def tolist(self):
         waits.append("tolist")
         return self.held.tolist()
