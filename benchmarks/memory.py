@@ -1,8 +1,8 @@
 """Peak memory of prepare, train and eval as the number of images grows: resident anonymous memory, without page cache.
 
 A set of random pictures is written straight to `aux/`, narrow networks run one epoch on it with nothing but the number
-of images changed, and a thread samples RssAnon. Peaks of the same run differ by a few percent: few and many images are
-measured in turn.
+of images changed, and a thread samples RssAnon. Peaks of one and the same run differ by up to a tenth and more: few and
+many images are measured in turn.
 """
 
 import shutil
