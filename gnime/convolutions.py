@@ -238,8 +238,8 @@ def spread_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     The pixel meets each of nine taps once; an output adds up the taps that fall inside the map.
     """
     products = F.linear(x.flatten(1), _taps(weight)).unflatten(1, (9, -1))  # (N, 9, O)
-    inside = products.new_ones(4, 3)  # row of the output, tap
-    inside[0, 0] = inside[3, 2] = 0
+    place = torch.arange(4, device=x.device)[:, None] + torch.arange(3, device=x.device)  # row of the output + tap
+    inside = ((place > 0) & (place < 5)).to(products.dtype)
     grown = torch.kron(inside, inside) @ products  # (N, 16, O)
     return (grown + bias.to(grown.dtype)).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 

@@ -51,6 +51,11 @@ class OnCuda(Tensor):
         waits.append("tolist")
         return self.held.tolist()
 
+    def __setitem__(self, place, value):
+        if not isinstance(value, OnCuda):  # a number is copied from the CPU, by CUDA too
+            waits.append("setitem")
+        super().__setitem__(place, value)
+
     def __reduce_ex__(self, protocol):
         return self.held.__reduce_ex__(protocol)
 
