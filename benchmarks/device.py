@@ -20,6 +20,7 @@ from gnime.config import Run, target
 from gnime.data import AT_ONCE, channels_last, resident
 from gnime.explainers import EXPLAINERS
 from gnime.networks import build, classifier_spec, injector_spec, inverter_spec
+from gnime.ops import accelerate
 from gnime.runtime import Device, exact
 from gnime.training import Game, Task, cross_entropy, fit, mean_squared_error, play
 
@@ -77,14 +78,15 @@ def trainings(device: Device, n: int, most: int):
         return replace(chosen, epochs=EPOCHS, batch_size=min(most, chosen.batch_size))
 
     def injector(clock):
-        networks = (build(injector_spec(mnist, SHAPE, CLASSES, 0.5, 0.3)), build(inverter_spec("expmi", mnist, SHAPE, CLASSES)))
+        specs = injector_spec(mnist, SHAPE, CLASSES, 0.5, 0.3), inverter_spec("expmi", mnist, SHAPE, CLASSES)
+        networks = [accelerate(build(spec)) for spec in specs]
         game = Game(*networks, stage("injector"), [explanations, logits, images], range(n), 100.0, 0)
         with tempfile.TemporaryDirectory() as folder:
             play(game, Path(folder) / "state.pt", Path(folder), {}, device, 1, clock)
 
     def supervised(network, kind, sources, loss):
         def work(clock):
-            task = Task("benchmark", build(network), stage(kind), sources, range(n), loss, clock, False, 0)
+            task = Task("benchmark", accelerate(build(network)), stage(kind), sources, range(n), loss, clock, False, 0)
             with tempfile.TemporaryDirectory() as folder:
                 fit(task, Path(folder) / "state.pt", Path(folder), {}, device)
         return work

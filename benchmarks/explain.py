@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from common import Report, options
 
-from gnime.classifiers import Classifier
 from gnime.config import target
 from gnime.data import AT_ONCE, channels_last
 from gnime.explainers import EXPLAINERS
+from gnime.models.classifier import Classifier
 from gnime.networks import build, classifier_spec
 from gnime.runtime import keep_freed_memory
 

@@ -1,4 +1,4 @@
-"""Training steps of the injector, PredMI and the victim at the paper's width: the plain formulation against ours.
+"""Training steps of the injector, PredMI and the victim at the paper's width: the networks as built against accelerated ones.
 
 The plain side is fp32 throughout, also where ours is bf16. On a processor without bf16 instructions, where nobody would
 ask for it, bf16 is not measured.
@@ -8,15 +8,15 @@ from functools import partial
 
 import torch
 from common import Report, options
-from plain import PlainClassifier, PlainExpMI, PlainPredMI, plain_two_player_step
+from plain import plain_two_player_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from gnime.classifiers import Classifier
 from gnime.config import target
 from gnime.data import channels_last
-from gnime.injector import Injector, two_player_step
-from gnime.inversion import ExpMI, PredMI
-from gnime.networks import classifier_spec
+from gnime.models.injector import Injector, two_player_step
+from gnime.models.inversion import ExpMI, PredMI
+from gnime.networks import build, classifier_spec
+from gnime.ops import accelerate
 from gnime.runtime import keep_freed_memory
 from gnime.training import cross_entropy, mean_squared_error
 
@@ -26,13 +26,12 @@ def optimiser(network, ours):
 
 
 def arranged(things, ours):
-    """Networks and pictures as the software lays them out in memory, and its way with memory."""
+    """Ours: networks accelerated, networks and pictures channels last, freed memory kept."""
     if not ours:
         return things
     keep_freed_memory()
-    layout = {"memory_format": torch.channels_last}
-    return [thing.to(**layout) if isinstance(thing, torch.nn.Module) else channels_last(thing) if thing.ndim == 4 else thing
-            for thing in things]
+    return [accelerate(thing).to(memory_format=torch.channels_last) if isinstance(thing, torch.nn.Module)
+            else channels_last(thing) if thing.ndim == 4 else thing for thing in things]
 
 
 def autocast(on):
@@ -40,11 +39,8 @@ def autocast(on):
 
 
 def injector_step(batch, ours, bf16=False):
-    e, y, x = arranged([torch.rand(batch, 1, 32, 32), torch.randn(batch, 10), torch.rand(batch, 1, 32, 32)], ours)
-    injector, inverter = Injector(1, 32, 10), (ExpMI if ours else PlainExpMI)(1, 32, 10, 1, 32)
-    if not ours:
-        injector.network = PlainExpMI(1, 32, 10, 1, 32)
-    networks = arranged([injector, inverter], ours)
+    eyx = arranged([torch.rand(batch, 1, 32, 32), torch.randn(batch, 10), torch.rand(batch, 1, 32, 32)], ours)
+    networks = arranged([Injector(1, 32, 10), ExpMI(1, 32, 10, 1, 32)], ours)
     optimisers = [optimiser(network, ours) for network in networks]
     step = two_player_step if ours else plain_two_player_step
 
@@ -52,7 +48,7 @@ def injector_step(batch, ours, bf16=False):
         for adam in optimisers:
             adam.zero_grad()
         with autocast(bf16):
-            step(*networks, e, y, x, 100.0)
+            step(*networks, eyx, 100.0)
         for adam in optimisers:
             adam.step()
 
@@ -75,15 +71,12 @@ def supervised_step(network, loss, batch, ours, bf16):
 
 def predmi_step(batch, ours, bf16=False):
     y, x = arranged([torch.randn(batch, 10), torch.rand(batch, 1, 32, 32)], ours)
-    network = (PredMI if ours else PlainPredMI)(10, 1, 32)
-    return supervised_step(network, mean_squared_error, [None, y, x], ours, bf16)
+    return supervised_step(PredMI(10, 1, 32), mean_squared_error, [None, y, x], ours, bf16)
 
 
 def victim_step(batch, ours, bf16=False):
     x, label = arranged([torch.rand(batch, 1, 32, 32), torch.randint(0, 10, (batch,))], ours)
-    arguments = {k: v for k, v in classifier_spec(target("mnist"), 10).items() if k != "network"}
-    network = (Classifier if ours else PlainClassifier)(**arguments)
-    return supervised_step(network, cross_entropy, [x, label], ours, bf16)
+    return supervised_step(build(classifier_spec(target("mnist"), 10)), cross_entropy, [x, label], ours, bf16)
 
 
 CEILING = 64, 128, 8, 256  # images, inputs, side, outputs of the convolution whose rate is taken for the processor's ceiling

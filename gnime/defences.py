@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .injector import Injector
+from .models.injector import Injector
 from .runtime import generator, permutation
 
 Defence = Callable[[Tensor, Tensor, Tensor, range], Tensor]  # explanations, predictions, images, rows -> explanations

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from .artifacts import Checkpoint, alone, exists, load_checkpoint, load_into, require, save_checkpoint
-from .classifiers import Classifier
 from .config import Stage, Target
 from .errors import GnimeError
-from .injector import Injector
-from .inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
+from .models.classifier import Classifier
+from .models.injector import Injector
+from .models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
+from .ops import accelerate, plain
 from .runtime import Device, commit, derive, hand_back_memory, say
 from .training import state_path
 
@@ -38,14 +39,16 @@ def injector_spec(target: Target, explanation: tuple[int, int], classes: int, me
 
 
 def build(spec: dict, seed: int = 0, *purpose: object) -> nn.Module:
-    """A fresh network; its weights follow from seed and purpose."""
+    """A fresh plain network; its weights follow from seed and purpose."""
     torch.manual_seed(derive(seed, *purpose, "weights"))
     arguments = {name: value for name, value in spec.items() if name != "network"}
+    if spec["network"] == "classifier":  # its files state channels and size apart
+        arguments["image"] = arguments.pop("channels"), arguments.pop("size")
     return NETWORKS[spec["network"]](**arguments)
 
 
 def rebuild(path: Path | str) -> nn.Module:
-    """The trained network in a file of ours, ready for use: `rebuild("models/def/mnist_lrp/injector.pt")`.
+    """The trained network in a file of ours, plain and in evaluation mode: `rebuild("models/def/mnist_lrp/injector.pt")`.
 
     Raises:
         GnimeError: the file is missing, damaged, or somebody else's (then nothing says which network it is).
@@ -90,7 +93,7 @@ def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, see
     state = state_path(path)
     with alone(path, device, folder):
         found = load_checkpoint(path) if exists(path, root) else None
-        network = build(spec, seed, what)
+        network = accelerate(build(spec, seed, what))
         if found is not None:
             _check(path, found, spec, identity)
             unfinished = (go_on and found.ours and found.extra["epochs"] < stage.epochs and not found.extra.get("early")
@@ -118,7 +121,9 @@ def obtain(path: Path, root: Path, spec: dict, identity: dict, stage: Stage, see
 
 
 def _ready(network: nn.Module) -> nn.Module:
-    """For use alone: nothing computes gradients of its weights."""
+    """For use alone: nothing computes gradients of its weights. Explainers need a classifier's own layers."""
+    if isinstance(network, Classifier):
+        plain(network)
     return network.eval().requires_grad_(False)
 
 

@@ -15,6 +15,7 @@ from .defences import Means
 from .errors import GnimeError
 from .explaining import load_explanations, moments, predictions
 from .networks import Trained, build, classifier_spec, injector_spec, inverter_spec, obtain
+from .ops import accelerate
 from .runtime import Device, exact, say, seconds_since, warn
 from .settings import SETTINGS, Setting
 from .sources import Source
@@ -107,7 +108,8 @@ def train(run: Run) -> None:
     sources = [resident(array, device.torch) for array in arrays]
 
     def make(injector: nn.Module, state: Path) -> dict:
-        inverter = build(inverter_spec("expmi", run.target, shape, len(data.classes)), run.seed, "injector's inverter")
+        sparring = inverter_spec("expmi", run.target, shape, len(data.classes))
+        inverter = accelerate(build(sparring, run.seed, "injector's inverter"))
         game = Game(injector, inverter, stage, sources, defender, run.target.weight, run.seed,
                     official=bool(run.repeats("scale")))
 

@@ -17,7 +17,7 @@ from .artifacts import exists, load_checkpoint, require, save_checkpoint
 from .config import Stage
 from .data import AT_ONCE, batches, slices
 from .errors import GnimeError, Stopped
-from .injector import Injector, two_player_step
+from .models.injector import Injector, two_player_step
 from .runtime import Device, Interrupt, average_gradients, derive, permutation, say
 
 SAVE_EVERY = 20.0  # seconds of training that a killed process may lose, to the end of the epoch
@@ -280,14 +280,13 @@ def _round(game: Game, run: Resumable, parts: Sequence[Tensor], epoch: int, devi
     total, finite = torch.zeros(3, device=device.torch), torch.tensor(len(parts), device=device.torch)
     shares = [_share(part, device) for part in parts]
     fetched = batches(game.sources, [rows for rows, _ in shares], device.torch)
-    for step, ((explanation, prediction, image), (rows, share)) in enumerate(zip(fetched, shares, strict=True)):
+    for step, (batch, (rows, share)) in enumerate(zip(fetched, shares, strict=True)):
         run.stop_if(interrupt)
         for optimiser in run.optimisers:
             optimiser.zero_grad()
         if len(rows):
             with device.autocast():
-                losses = two_player_step(game.injector, game.inverter, explanation, prediction, image, game.weight,
-                                         game.official, share)
+                losses = two_player_step(game.injector, game.inverter, batch, game.weight, game.official, share)
             now = torch.stack([losses.distortion, losses.inversion, losses.inverter])
             total += now * share
             finite = _note_finite(finite, now.sum(), step)

@@ -4,7 +4,7 @@ import json
 
 from torch import nn
 
-from gnime.classifiers import Classifier
+from gnime.models.classifier import Classifier
 from gnime.reproduce import mode
 
 
@@ -46,7 +46,7 @@ def stack(*parts):
 
 def small_classifier():
     """A classifier of METHOD.md, narrow, with biases that are not zero."""
-    model = Classifier(3, 16, 5, (6, 8), 12, dropout=0.5)
+    model = Classifier((3, 16), 5, (6, 8), 12, dropout=0.5)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.3)

@@ -7,7 +7,7 @@ from gnime import evaluation
 from gnime.cli import resolve
 from gnime.defences import DEFENCES, Means, _noise
 from gnime.evaluation import Outcome, compare
-from gnime.inversion import ExpMI
+from gnime.models.inversion import ExpMI
 from gnime.runtime import Device, generator
 
 

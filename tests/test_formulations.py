@@ -1,4 +1,4 @@
-"""The fast formulations against the plain ones, outputs and gradients, whichever of them a device and a shape get."""
+"""Each fast formulation against the plain one: outputs and gradients, and the shapes that choose it."""
 
 from functools import partial
 
@@ -7,16 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.plain import PlainClassifier, PlainExpMI, PlainPredMI, plain_two_player_step
-from gnime import classifiers, convolutions, inversion
-from gnime.classifiers import Classifier
-from gnime.convolutions import TapProducts, _taps, conv, folded_conv, relu_and_pool, upsample_conv
 from gnime.data import channels_last
-from gnime.injector import Injector
+from gnime.ops import convolution, pooling, upsampling, winograd
+from gnime.ops.convolution import conv
+from gnime.ops.pooling import relu_and_pool
+from gnime.ops.upsampling import TapProducts, _taps, folded_conv, spread_conv, upsample_conv
 
 
-def plain(x, weight, bias):
-    return F.conv2d(F.interpolate(x, scale_factor=2), weight, bias, padding=1)
+def plain(x, weight, bias, factor=2):
+    return F.conv2d(F.interpolate(x, scale_factor=factor), weight, bias, padding=1)
 
 
 def products(x, weight, bias):
@@ -43,7 +42,7 @@ def test_upsampling_convolutions(function, shape, outputs, layout, monkeypatch):
     inputs = torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)
     cotangent = torch.randn(shape[0], outputs, 2 * shape[2], 2 * shape[3])
     expected = with_gradients(plain, [i.double() for i in inputs], cotangent)
-    monkeypatch.setattr(convolutions, "CACHED", 9 * outputs * shape[2] * shape[3] * 3)  # three images at a time and a rest
+    monkeypatch.setattr(upsampling, "CACHED", 9 * outputs * shape[2] * shape[3] * 3)  # three images at a time and a rest
     laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
     close(with_gradients(function, [i.double() for i in laid_out], cotangent), expected, 1e-13)
     close(with_gradients(function, laid_out, cotangent), expected, 1e-5)
@@ -53,13 +52,21 @@ def test_upsampling_convolutions(function, shape, outputs, layout, monkeypatch):
     close(found, expected, 2e-2)
 
 
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-5), (torch.double, 1e-13)])
+def test_convolution_of_a_spread_pixel(dtype, relative):
+    inputs = [torch.randn(shape, dtype=torch.double) for shape in ((2, 6, 1, 1), (4, 6, 3, 3), (4,))]
+    cotangent = torch.randn(2, 4, 4, 4, dtype=torch.double)
+    expected = with_gradients(partial(plain, factor=4), inputs, cotangent)
+    close(with_gradients(spread_conv, [i.to(dtype) for i in inputs], cotangent), expected, relative)
+
+
 @pytest.mark.parametrize(("taps", "shape", "lengths"), [
     (2**14, (7, 16, 4, 4), [4, 3]),  # 2**20 / 2**14 = 64 pixels
     (2**22, (7, 32, 4, 4), [4, 3]),  # 2 * 32 pixels at the least
     (2**22, (2, 1, 8, 8), [1, 1]),  # an image at the least
 ])
 def test_parts_are_few_images_each(taps, shape, lengths):
-    parts = convolutions._images(torch.zeros(taps, 0), torch.zeros(shape))
+    parts = upsampling._images(torch.zeros(taps, 0), torch.zeros(shape))
     assert [len(part) for part, in parts] == lengths
 
 
@@ -78,8 +85,9 @@ def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
     inputs = [torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)][: 2 + with_bias]
     cotangent = torch.randn(shape[0], outputs, *shape[2:])
     expected = with_gradients(lambda *given: F.conv2d(*given, padding=1), [i.double() for i in inputs], cotangent)
-    for name, value in {"WIDE": 20, "MANY": 3, "TILES": shape[2] * shape[3] // 8}.items():  # two images at a time and a rest
-        monkeypatch.setattr(convolutions, name, value)
+    monkeypatch.setattr(convolution, "WIDE", 20)
+    monkeypatch.setattr(convolution, "MANY", 3)
+    monkeypatch.setattr(winograd, "TILES", shape[2] * shape[3] // 8)  # two images at a time and a rest
     laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
     close(with_gradients(conv, [i.double() for i in laid_out], cotangent), expected, 1e-13)
     close(with_gradients(conv, laid_out, cotangent), expected, 1e-5)
@@ -130,7 +138,7 @@ def test_which_convolutions_are_winograds():
 
 def test_winograds_tiles_are_transformed_a_few_images_at_a_time():
     for images, side, parts in ((150, 8, [64, 64, 22]), (3, 128, [1, 1, 1])):  # 256 tiles: 64 of 2x2, a quarter of 32x32
-        found = convolutions._tiles(torch.empty(images, 1, side, side), torch.empty(images, 2, side, side))
+        found = winograd._tiles(torch.empty(images, 1, side, side), torch.empty(images, 2, side, side))
         assert [(len(one), len(other)) for one, other in found] == [(n, n) for n in parts]
 
 
@@ -139,7 +147,7 @@ def test_winograds_tiles_are_transformed_a_few_images_at_a_time():
 @pytest.mark.parametrize("used", ["both", "map", "pooled"])
 def test_relu_and_pool(images, layout, used, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(convolutions, "CACHED", 2 * 3 * 24)  # two images at a time and a rest
+    monkeypatch.setattr(pooling, "CACHED", 2 * 3 * 24)  # two images at a time and a rest
     x = torch.randint(-2, 3, (images, 3, 4, 6)).double()  # windows with several maxima, and with none above zero
     cotangents = torch.randn(images, 3, 4, 6, dtype=torch.double), torch.randn(images, 3, 2, 3, dtype=torch.double)
     kept = [i for i, name in enumerate(("map", "pooled")) if used in (name, "both")]
@@ -153,19 +161,30 @@ def test_relu_and_pool(images, layout, used, monkeypatch):
         given = F.relu(given)
         return given, F.max_pool2d(given, 2)
 
-    for training in (True, False):
-        for found, expected in zip(gradient(partial(relu_and_pool, training=training)), gradient(plain), strict=True):
+    for found, expected in zip(gradient(relu_and_pool), gradient(plain), strict=True):
+        assert found.equal(expected)
+    with torch.no_grad():
+        for found, expected in zip(relu_and_pool(x.clone()), plain(x), strict=True):
             assert found.equal(expected)
-        with torch.no_grad():
-            for found, expected in zip(relu_and_pool(x.clone(), training), plain(x), strict=True):
-                assert found.equal(expected)
+
+
+def test_relu_and_pool_go_backwards_together_only_where_somebody_asks_for_gradients(monkeypatch):
+    used = []
+    monkeypatch.setattr(pooling.ReluAndPool, "apply", lambda x: used.append(x) or (x, x))
+    x = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    relu_and_pool(x.detach())
+    with torch.no_grad():
+        relu_and_pool(x * 1.0)
+    assert not used
+    relu_and_pool(x * 1.0)
+    assert len(used) == 1
 
 
 def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
     used = []
     for name in ("_inputs_to_points", "_inputs_to_points_transposed"):  # the weight's gradient takes one, the input's the other
-        original = getattr(convolutions, name)
-        monkeypatch.setattr(convolutions, name, lambda *given, name=name, f=original: used.append(name) or f(*given))
+        original = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *given, name=name, f=original: used.append(name) or f(*given))
     x, weight = torch.zeros(64, 128, 4, 4), torch.zeros(256, 128, 3, 3)
     for wanted, transform in ((x, "_inputs_to_points_transposed"), (weight, "_inputs_to_points")):
         wanted.requires_grad_()
@@ -174,10 +193,6 @@ def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
         assert torch.autograd.grad(y.sum(), wanted)[0].shape == wanted.shape
         assert set(used) == {transform}
         wanted.requires_grad_(False)
-    layer = convolutions.Conv(128, 256).eval()  # somebody else's tool on a classifier whose weights want gradients
-    used.clear()
-    torch.autograd.grad(layer(x.requires_grad_()).sum(), x)
-    assert not used
 
 
 @pytest.mark.parametrize("outputs", [3, 128])
@@ -190,23 +205,10 @@ def test_no_images(outputs):
 
 def test_thin_convolutions_are_folded(monkeypatch):
     used = []
-    monkeypatch.setattr(convolutions, "folded_conv", lambda *inputs: used.append(len(inputs[1])))
+    monkeypatch.setattr(upsampling, "folded_conv", lambda *inputs: used.append(len(inputs[1])))
     for outputs in (1, 31, 32, 64):
         upsample_conv(torch.zeros(1, 2, 2, 2), torch.zeros(outputs, 2, 3, 3), torch.zeros(outputs))
     assert used == [1, 31]
-
-
-def test_a_classifier_in_training_is_its_layers_one_after_the_other():
-    torch.manual_seed(0)
-    network = Classifier(1, 8, 3, (4, 6), 5, dropout=0.5).double()
-    nn.init.normal_(network.conv0.bias, std=2.0)  # windows below zero throughout, and above
-    images, cotangent = torch.rand(9, 1, 8, 8, dtype=torch.double), torch.randn(9, 3, dtype=torch.double)
-    found = []
-    for forward in (network, lambda x: PlainClassifier.forward(network, x)):
-        torch.manual_seed(1)  # of dropout
-        logits = forward(images)
-        found.append([logits, *torch.autograd.grad(logits, list(network.parameters()), cotangent)])
-    close(*found, 1e-13)
 
 
 def test_one_channel_is_laid_out_for_what_follows():
@@ -217,17 +219,3 @@ def test_one_channel_is_laid_out_for_what_follows():
     assert after.is_contiguous(memory_format=torch.channels_last)
     again = channels_last(laid_out)
     assert again.data_ptr() == laid_out.data_ptr()
-
-
-def test_what_benchmarks_compare_with_has_nothing_of_ours(monkeypatch):
-    for name in ("conv", "upsample_conv", "spread_conv", "relu_and_pool", "apply"):
-        for module in (convolutions, inversion, classifiers):
-            monkeypatch.setattr(module, name, None, raising=False)
-    e, y, x = torch.rand(64, 1, 16, 16), torch.randn(64, 3), torch.rand(64, 1, 16, 16)
-    injector, inverter = Injector(1, 16, 3, 256), PlainExpMI(1, 16, 3, 1, 16, 256)
-    injector.network = PlainExpMI(1, 16, 3, 1, 16, 256)
-    plain_two_player_step(injector, inverter, e, y, x, 1.0)
-    PlainPredMI(3, 1, 16, 256)(None, y).sum().backward()
-    PlainClassifier(1, 16, 3, (64, 128), 5)(x).sum().backward()
-    with pytest.raises(TypeError, match="not callable"):
-        Classifier(1, 16, 3, (64, 128), 5)(x)

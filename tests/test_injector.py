@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from gnime.injector import Injector, two_player_step
-from gnime.inversion import ExpMI
+from gnime.models.injector import Injector, two_player_step
+from gnime.models.inversion import ExpMI
+from gnime.ops import accelerate, plain
 
 RELATIVE = 1e-5  # of a gradient's largest entry
 WEIGHT = 7.0
 
 
-@pytest.fixture
-def game():
+@pytest.fixture(params=[plain, accelerate], ids=["plain", "accelerated"])
+def game(request):
     """Injector and inverter with biases, on explanations of which the clip cuts some at 0 and some at 1."""
     injector, inverter = Injector(2, 8, 5, 64, mean=0.5, std=0.4), ExpMI(2, 8, 5, 3, 16, 64)
     for name, parameter in [*injector.named_parameters(), *inverter.named_parameters()]:
@@ -22,6 +23,7 @@ def game():
             nn.init.normal_(parameter, std=0.3)
     injector.network.decoder[-1].weight.data.mul_(8)
     injector.network.decoder[-1].bias.data.zero_()
+    request.param(injector), request.param(inverter)
     return injector, inverter, torch.rand(6, 2, 8, 8), torch.randn(6, 5), torch.rand(6, 3, 16, 16)
 
 
@@ -61,7 +63,7 @@ def test_step_is_two_separate_steps(game, official):
     protected = injector(e, y)
     assert 0.05 < (protected == 0).float().mean() < 0.95, "some are cut at 0"
     assert 0.05 < (protected == 1).float().mean() < 0.95, "some are cut at 1"
-    losses = two_player_step(injector, inverter, e, y, x, WEIGHT, official)
+    losses = two_player_step(injector, inverter, (e, y, x), WEIGHT, official)
     for found, wanted in zip((losses.distortion, losses.inversion, losses.inverter), expected, strict=True):
         torch.testing.assert_close(found, wanted.detach(), atol=0, rtol=1e-6)
         assert not found.requires_grad
@@ -73,8 +75,8 @@ def test_step_is_two_separate_steps(game, official):
 
 def test_the_modes_differ(game):
     injector, inverter, e, y, x = game
-    default = two_player_step(injector, inverter, e, y, x, WEIGHT, official=False)
-    official = two_player_step(injector, inverter, e, y, x, WEIGHT, official=True)
+    default = two_player_step(injector, inverter, (e, y, x), WEIGHT, official=False)
+    official = two_player_step(injector, inverter, (e, y, x), WEIGHT, official=True)
     assert default.inverter != official.inverter
     assert default.inversion == official.inversion
 
@@ -86,7 +88,7 @@ def test_weight_turns_the_injector_alone(game):
     for weight in (0.0, 100.0):
         injector.zero_grad()
         inverter.zero_grad()
-        two_player_step(injector, inverter, e, y, x, weight)
+        two_player_step(injector, inverter, (e, y, x), weight)
         found[weight] = [[p.grad.clone() for p in network.parameters()] for network in (injector, inverter)]
     assert all(a.equal(b) for a, b in zip(found[0.0][1], found[100.0][1], strict=True))
     z = injector.standardise(e)
@@ -100,7 +102,7 @@ def test_weight_turns_the_injector_alone(game):
 def test_share_scales_gradients_alone(game, official):
     injector, inverter, e, y, x = game
     expected, of_injector, of_inverter = separately(injector, inverter, e, y, x, official)
-    losses = two_player_step(injector, inverter, e, y, x, WEIGHT, official, share=0.25)
+    losses = two_player_step(injector, inverter, (e, y, x), WEIGHT, official, share=0.25)
     torch.testing.assert_close(losses.inverter, expected[2].detach())
     gradients_close(injector, of_injector, 0.25)
     gradients_close(inverter, of_inverter, 0.25)
@@ -111,7 +113,7 @@ def test_parts_of_a_batch_add_up_to_it(game):
     injector, inverter, e, y, x = game
     _, of_injector, of_inverter = separately(injector, inverter, e, y, x, False)
     for rows in (slice(0, 4), slice(4, 6)):
-        two_player_step(injector, inverter, e[rows], y[rows], x[rows], WEIGHT, share=(rows.stop - rows.start) / 6)
+        two_player_step(injector, inverter, (e[rows], y[rows], x[rows]), WEIGHT, share=(rows.stop - rows.start) / 6)
     gradients_close(injector, of_injector)
     gradients_close(inverter, of_inverter)
 
@@ -135,7 +137,7 @@ def test_where_everything_is_clipped_only_distortion_teaches(beyond):
     nn.init.constant_(injector.network.decoder[-1].bias, beyond)
     e, y, x = torch.rand(4, 1, 8, 8), torch.randn(4, 3), torch.rand(4, 1, 16, 16)
     assert injector(e, y).unique().tolist() == [0.0 if beyond < 0 else 1.0]
-    two_player_step(injector, inverter, e, y, x, weight=1e6)
+    two_player_step(injector, inverter, (e, y, x), inversion_weight=1e6)
     z = injector.standardise(e)
     expected = torch.autograd.grad((injector.network(z, y) - z).square().mean(), list(injector.parameters()))
     gradients_close(injector, expected)

@@ -1,16 +1,16 @@
-"""Networks against their plain formulation: nearest upsampling, concatenated skips, one convolution over both."""
+"""Networks, as built and accelerated, against METHOD.md written out: nearest upsampling, concatenated skips, convolution."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnime.classifiers import Classifier
 from gnime.config import TARGETS, target
-from gnime.convolutions import spread_conv, upsample_conv
-from gnime.injector import Injector
-from gnime.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI, sides
+from gnime.models.classifier import Classifier
+from gnime.models.injector import Injector
+from gnime.models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI, sides
 from gnime.networks import NETWORKS, build, classifier_spec, injector_spec, inverter_spec
+from gnime.ops import accelerate, plain
 
 RELATIVE = 1e-5  # of the largest entry
 # explanation (channels, side), classes, image (channels, side): what the targets and explainers give
@@ -33,10 +33,6 @@ def with_biases(network):
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
     return network
-
-
-def upsampled_conv(x, weight, bias, factor):
-    return F.conv2d(F.interpolate(x, scale_factor=factor, mode="nearest"), weight, bias, padding=1)
 
 
 def plain_decoder(x, network, p, skips):
@@ -65,16 +61,16 @@ def plain_expmi(network, p, explanation, prediction):
     return plain_decoder(x[:, :, None, None], network, p, skips)
 
 
-def compare(network, plain, explanation, prediction):
+def compare(network, expected_network, explanation, prediction):
     """Outputs and the gradients of every parameter, and of the explanation, for one and the same cotangent.
 
     In float64: there no ReLU's argument lies so close to zero that the two could take different sides.
     """
     network, explanation, prediction = with_biases(network).double(), explanation.double(), prediction.double()
-    explanation.requires_grad_(plain is plain_expmi)
+    explanation.requires_grad_(expected_network is plain_expmi)
     ours = dict(network.named_parameters())
     theirs = {name: parameter.detach().clone().requires_grad_() for name, parameter in ours.items()}
-    found, expected = network(explanation, prediction), plain(network, theirs, explanation, prediction)
+    found, expected = network(explanation, prediction), expected_network(network, theirs, explanation, prediction)
     close(found, expected)
     cotangent = torch.randn_like(expected)
     seen = [explanation] if explanation.requires_grad else []
@@ -88,19 +84,24 @@ def compare(network, plain, explanation, prediction):
 PLAIN = {"predmi": plain_predmi, "expmi": plain_expmi}
 
 
+both = pytest.mark.parametrize("how", [plain, accelerate], ids=["as built", "accelerated"])
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("kind", PLAIN)
-def test_inverters_are_their_plain_formulation(name, kind):
+@both
+def test_inverters_are_their_plain_formulation(name, kind, how):
     (channels, side), classes, (c, s) = SHAPES[name]
     network = PredMI(classes, c, s, 128) if kind == "predmi" else ExpMI(channels, side, classes, c, s, 128)
     n = 2 if s == 128 else 4
-    compare(network, PLAIN[kind], torch.rand(n, channels, side, side), torch.randn(n, classes))
+    compare(how(network), PLAIN[kind], torch.rand(n, channels, side, side), torch.randn(n, classes))
 
 
 @pytest.mark.parametrize("kind", PLAIN)
-def test_full_width(kind):
+@both
+def test_full_width(kind, how):
     """The paper's networks for MNIST; their output also in the precision and memory order they run in."""
-    network = PredMI(10, 1, 32) if kind == "predmi" else ExpMI(1, 32, 10, 1, 32)
+    network = how(PredMI(10, 1, 32) if kind == "predmi" else ExpMI(1, 32, 10, 1, 32))
     explanation, prediction = torch.rand(1, 1, 32, 32), torch.randn(1, 10)
     compare(network, PLAIN[kind], explanation, prediction)
     named = {name: parameter.detach() for name, parameter in network.named_parameters()}
@@ -108,21 +109,6 @@ def test_full_width(kind):
     with torch.no_grad():
         found = network.float().to(memory_format=torch.channels_last)(explanation, prediction)
     close(found, expected.float())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.double])
-@pytest.mark.parametrize(("grow", "factor", "side"), [(upsample_conv, 2, (1, 1)), (upsample_conv, 2, (4, 4)),
-                                                      (upsample_conv, 2, (5, 3)), (spread_conv, 4, (1, 1))])
-def test_growing_convolutions(grow, factor, side, dtype):
-    x = torch.randn(2, 6, *side, dtype=dtype, requires_grad=True)
-    weight = torch.randn(4, 6, 3, 3, dtype=dtype, requires_grad=True)
-    bias = torch.randn(4, dtype=dtype, requires_grad=True)
-    ours, theirs = grow(x, weight, bias), upsampled_conv(x, weight, bias, factor)
-    close(ours, theirs)
-    cotangent = torch.randn_like(theirs)
-    for found, expected in zip(torch.autograd.grad(ours, (x, weight, bias), cotangent),
-                               torch.autograd.grad(theirs, (x, weight, bias), cotangent), strict=True):
-        close(found, expected)
 
 
 def test_dense_attacker_can_sort_shuffled_pixels():
@@ -191,7 +177,7 @@ def test_parameter_count(name):
 # --- weights at the start --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda: Classifier(3, 32, 10, (16, 24), 32, 0.5), lambda: PredMI(10, 3, 32, 128),
+@pytest.mark.parametrize("make", [lambda: Classifier((3, 32), 10, (16, 24), 32, 0.5), lambda: PredMI(10, 3, 32, 128),
                                   lambda: ExpMI(3, 32, 10, 3, 32, 128), lambda: Injector(3, 32, 10, 128),
                                   lambda: DenseExpMI(3, 32, 10, 3, 32, 128),
                                   lambda: CentredExpMI(3, 32, 10, 3, 32, 128)],
@@ -232,15 +218,15 @@ def test_every_network_is_rebuilt_from_its_specification():
 
 def test_classifier_architecture():
     """METHOD.md, "Classifiers", written out."""
-    names = [type(layer).__name__ for layer in Classifier(3, 32, 7, (4, 6), 8, dropout=0.5)]
-    block = ["Conv", "ReLU", "MaxPool2d"]
+    names = [type(layer).__name__ for layer in Classifier((3, 32), 7, (4, 6), 8, dropout=0.5)]
+    block = ["Conv2d", "ReLU", "MaxPool2d"]
     assert names == [*block, *block, "Flatten", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
-    assert "Dropout" not in [type(layer).__name__ for layer in Classifier(1, 32, 7, (4, 6), 8)]
+    assert "Dropout" not in [type(layer).__name__ for layer in Classifier((1, 32), 7, (4, 6), 8)]
 
 
 @pytest.mark.parametrize(("features", "size"), [("pool", 6 * 4 * 4), ("hidden", 8)])
 def test_features(features, size):
-    model = Classifier(1, 16, 7, (4, 6), 8, features=features).eval()
+    model = Classifier((1, 16), 7, (4, 6), 8, features=features).eval()
     images = torch.rand(3, 1, 16, 16)
     found = model.features(images)
     assert found.shape == (3, size)

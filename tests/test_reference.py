@@ -5,15 +5,18 @@ import pytest
 import torch
 
 from gnime import metrics
-from gnime.classifiers import Classifier
 from gnime.explainers.grad import grad
 from gnime.explainers.gradcam import gradcam
 from gnime.explainers.lrp import lrp
-from gnime.injector import Injector, two_player_step
-from gnime.inversion import ExpMI
+from gnime.models.classifier import Classifier
+from gnime.models.injector import Injector, two_player_step
+from gnime.models.inversion import ExpMI
+from gnime.ops import accelerate, plain
 
 ATOL = 1e-5  # maps, outputs, losses, per-image metrics
 GRADIENT = 1e-4  # of the largest entry
+
+both = pytest.mark.parametrize("how", [plain, accelerate], ids=["plain", "accelerated"])
 
 
 def read(path):
@@ -49,14 +52,15 @@ def classifier(explainers_file):
     v = read(explainers_file)
     convs = tuple(len(v[f"conv{i}.bias"]) for i in range(sum(k.endswith(".bias") and k.startswith("conv") for k in v)))
     n, channels, size, _ = v["images"].shape
-    model = Classifier(channels, size, v["logits"].shape[1], convs, len(v["fc0.bias"]), dropout=0.5).eval()
+    model = Classifier((channels, size), v["logits"].shape[1], convs, len(v["fc0.bias"]), dropout=0.5).eval()
     model.load_state_dict({k: value for k, value in v.items() if k.endswith((".weight", ".bias"))})
     return model, v
 
 
-def test_classifier(classifier):
+@both
+def test_classifier(classifier, how):
     model, v = classifier
-    close(model(v["images"]).detach(), v["logits"])
+    close(how(model)(v["images"]).detach(), v["logits"])
 
 
 def test_grad(classifier):
@@ -86,8 +90,8 @@ def expmi(weights, explanation, prediction, out):
     return network
 
 
-@pytest.fixture
-def game(gnime_file):
+@pytest.fixture(params=[plain, accelerate], ids=["plain", "accelerated"])
+def game(gnime_file, request):
     v = read(gnime_file)
     e, y = v["explanation"], v["prediction"]
     inverter = expmi(group(v, "inverter/"), e, y, v["image"])
@@ -95,12 +99,13 @@ def game(gnime_file):
     injector = Injector(e.shape[1], e.shape[2], y.shape[1], mean=v["mean"].item(), std=v["std"].item(),
                         width=4 * len(network.bottleneck.bias))
     injector.network.load_state_dict(network.state_dict())
-    return injector, inverter, v
+    return request.param(injector), request.param(inverter), v
 
 
-def test_expmi(gnime_file):
+@both
+def test_expmi(gnime_file, how):
     v = read(gnime_file)
-    network = expmi(group(v, "expmi/"), v["explanation"], v["prediction"], v["reconstruction"])
+    network = how(expmi(group(v, "expmi/"), v["explanation"], v["prediction"], v["reconstruction"]))
     close(network(v["explanation"], v["prediction"]).detach(), v["reconstruction"])
 
 
@@ -114,8 +119,8 @@ def test_injector(game):
 @pytest.mark.parametrize("official", [True, False])
 def test_two_player_step(game, official):
     injector, inverter, v = game
-    losses = two_player_step(injector, inverter, v["explanation"], v["prediction"], v["image"],
-                             v["inversion_weight"].item(), official)
+    batch = v["explanation"], v["prediction"], v["image"]
+    losses = two_player_step(injector, inverter, batch, v["inversion_weight"].item(), official)
     close(losses.distortion, v["distortion_loss"])
     close(losses.inversion, v["inversion_loss"])
     close(losses.inverter, v["inverter_loss" if official else "inverter_loss_same_scale"])

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from gnime import training
-from gnime.classifiers import Classifier
 from gnime.config import Stage, target
 from gnime.errors import GnimeError, Stopped
-from gnime.injector import Injector
-from gnime.inversion import ExpMI
+from gnime.models.classifier import Classifier
+from gnime.models.injector import Injector
+from gnime.models.inversion import ExpMI
+from gnime.ops import accelerate
 from gnime.runtime import Device
 
 CPU = Device(SimpleNamespace(gpu=-1, precision=None, deterministic=False))
@@ -27,7 +28,7 @@ def arrays():
 
 def classify(path, arrays, epochs, stage=STAGE, score=None, **changes):
     torch.manual_seed(0)
-    network = Classifier(1, 16, 5, (4, 8), 16, dropout=0.5)
+    network = accelerate(Classifier((1, 16), 5, (4, 8), 16, dropout=0.5))
     scores = iter(score or [])
 
     def validate(n):
@@ -42,7 +43,7 @@ def classify(path, arrays, epochs, stage=STAGE, score=None, **changes):
 
 def play(path, arrays, epochs, weight=10.0, checkpoint=lambda epoch: None):
     torch.manual_seed(0)
-    injector, inverter = Injector(1, 16, 5, 64, mean=0.5, std=0.3), ExpMI(1, 16, 5, 1, 16, 64)
+    injector, inverter = accelerate(Injector(1, 16, 5, 64, mean=0.5, std=0.3)), accelerate(ExpMI(1, 16, 5, 1, 16, 64))
     sources = [arrays[0].numpy(), arrays[2].numpy(), arrays[0].flip(3).contiguous().numpy()]
     stage = Stage(epochs, STAGE.batch_size, STAGE.lr)
     game = training.Game(injector, inverter, stage, sources, range(40), weight, seed=3)

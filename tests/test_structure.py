@@ -10,9 +10,8 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
-# take the model as an argument and import torch alone, plus each other
-PURE = {"convolutions", "inversion", "injector", "classifiers", "metrics", "explainers", "explainers.grad",
-        "explainers.gradcam", "explainers.lrp", "explainers.stack"}
+# package or module: those of ours that it may import besides itself; of others, torch alone
+PURE = {"models": set(), "explainers": set(), "metrics": set(), "ops": {"models"}}
 LIGHT = {"cli", "config", "errors", "settings", "explainers", "__init__"}  # the command line answers at once
 
 
@@ -61,14 +60,28 @@ def test_no_import_leads_back():
         visit(name)
 
 
-@pytest.mark.parametrize("name", sorted(PURE))
-def test_explainers_metrics_and_networks_import_torch_alone(name):
-    path = PACKAGE / f"{name.replace('.', '/')}.py"
-    path = path if path.exists() else PACKAGE / name / "__init__.py"
-    allowed = {f"gnime.{pure}" for pure in PURE}
-    others = {module for module in imported(path) if module not in allowed}
-    roots = {module.split(".")[0] for module in others} - set(sys.stdlib_module_names)
-    assert roots <= ({"torch", "pytorch_msssim"} if name == "metrics" else {"torch"}), others
+PURE_FILES = [path for path in FILES if dotted(path).split(".")[0] in PURE]
+
+
+@pytest.mark.parametrize("path", PURE_FILES, ids=dotted)
+def test_networks_explainers_and_metrics_import_torch_alone(path):
+    own = dotted(path).split(".")[0]
+    for module in imported(path):
+        root, *below = module.split(".")
+        allowed = {"torch", "pytorch_msssim"} if own == "metrics" else {"torch"}
+        inside = root == "gnime" and below and below[0] in {own, *PURE[own]}
+        assert inside or root in allowed or root in sys.stdlib_module_names, module
+
+
+@pytest.mark.parametrize("path", PURE_FILES, ids=dotted)
+def test_what_is_pure_is_small(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+            taken = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            assert len(taken) - (taken[:1] == ["self"]) <= 6, node.name
 
 
 @pytest.mark.parametrize("name", sorted(LIGHT))

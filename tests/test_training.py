@@ -18,11 +18,12 @@ from torch import nn
 
 from gnime import training
 from gnime.artifacts import load_checkpoint
-from gnime.classifiers import Classifier
 from gnime.config import Stage
 from gnime.errors import GnimeError, Stopped
-from gnime.injector import Injector, two_player_step
-from gnime.inversion import ExpMI
+from gnime.models.classifier import Classifier
+from gnime.models.injector import Injector, two_player_step
+from gnime.models.inversion import ExpMI
+from gnime.ops import accelerate
 from gnime.runtime import Device, permutation
 
 N = 44  # rows; 5 to 41 are trained on: 36, of which a batch of 16 leaves 4 over
@@ -44,7 +45,7 @@ def classifier(path, epochs=3, patience=10, validate=None, loss=training.cross_e
                lr=STAGE.lr, **changes):
     """A task of the kind that `prepare` runs, and its outcome."""
     torch.manual_seed(0)
-    network, data = Classifier(1, 16, 5, (4, 8), 16, dropout), arrays()
+    network, data = accelerate(Classifier((1, 16), 5, (4, 8), 16, dropout)), arrays()
     stage = Stage(epochs, STAGE.batch_size, lr, STAGE.betas, STAGE.eps, patience)
     task = training.Task("victim", network, stage, [data["image"], data["label"]], ROWS, loss,
                          validate or (lambda n: -sum(p.abs().sum().item() for p in n.parameters())), higher, 3, **changes)
@@ -53,7 +54,8 @@ def classifier(path, epochs=3, patience=10, validate=None, loss=training.cross_e
 
 def game(path, epochs=3, official=False, weight=5.0, rows=ROWS):
     torch.manual_seed(0)
-    injector, inverter, data = Injector(1, 16, 5, 64, 0.5, 0.3), ExpMI(1, 16, 5, 1, 16, 64), arrays()
+    injector, inverter = accelerate(Injector(1, 16, 5, 64, 0.5, 0.3)), accelerate(ExpMI(1, 16, 5, 1, 16, 64))
+    data = arrays()
     stage = Stage(epochs, STAGE.batch_size, STAGE.lr, STAGE.betas, STAGE.eps)
     played = training.Game(injector, inverter, stage, [data[name] for name in ("explanation", "prediction", "image")], rows,
                            weight, 3, official)
@@ -124,7 +126,8 @@ def test_play_is_a_plain_loop(tmp_path, official):
             e, y = (torch.from_numpy(data[name][part]) for name in ("explanation", "prediction"))
             for network in plain:
                 network.zero_grad()
-            found = two_player_step(*plain, e, y, torch.from_numpy(data["image"][part]).float() / 255, 5.0, official)
+            image = torch.from_numpy(data["image"][part]).float() / 255
+            found = two_player_step(*plain, (e, y, image), 5.0, official)
             losses.append([found.distortion.item(), found.inversion.item(), found.inverter.item()])
             for optimiser in optimisers:
                 optimiser.step()

@@ -10,19 +10,18 @@ LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten,
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a feed-forward stack, in order and in evaluation mode: nested `nn.Sequential`s are opened, dropout is
-    left out.
+    """The layers of a feed-forward stack, in order: nested `nn.Sequential`s are opened, dropout is left out.
 
     Raises:
-        TypeError: a layer is none of `LAYERS`, or computes something else than they do; the message names it.
+        TypeError: a layer is none of `LAYERS`, or has a forward of its own; the message names it.
     """
     found: list[nn.Module] = []
 
     def walk(module: nn.Module, name: str) -> None:
         if isinstance(module, (nn.Sequential, *LAYERS)) and _has_its_own_forward(module):
             raise TypeError(f"layer {name or 'model'!r} is a {type(module).__name__} with a forward of its own, which "
-                            "explainers do not see; if it computes the same as its base class, say same_function = True in its "
-                            "class")
+                            "explainers cannot see into; build the model of PyTorch's own layers, or make an accelerated "
+                            "network plain first")
         if isinstance(module, nn.Sequential):
             for child_name, child in module.named_children():
                 walk(child, f"{name}.{child_name}" if name else child_name)
@@ -37,14 +36,13 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _has_its_own_forward(module: nn.Module) -> bool:
-    """Whether it may compute something else than the class of PyTorch's that it derives from; ours say that they do not."""
-    definer = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
-    inherited = any(definer.forward is kind.forward for kind in (nn.Sequential, *LAYERS))
-    return "forward" in vars(module) or not (inherited or vars(definer).get("same_function"))
+    """Whether it may compute something else than the PyTorch class that it derives from."""
+    inherited = any(type(module).forward is kind.forward for kind in (nn.Sequential, *LAYERS))
+    return "forward" in vars(module) or not inherited
 
 
 def pool_first(stack: Iterable[nn.Module]) -> list[nn.Module]:
-    """The same function, and the same gradient, with fewer numbers to rectify: max pooling and ReLU commute."""
+    """The stack with each ReLU after the max pooling that follows it: they commute, and ReLU has fewer values to compute."""
     stack = list(stack)
     for i in range(1, len(stack)):
         if isinstance(stack[i], nn.MaxPool2d) and isinstance(stack[i - 1], nn.ReLU):
@@ -62,9 +60,11 @@ def apply(stack: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def unflatten(shape: Sequence[int], strides: Sequence[int], values: Tensor) -> Tensor:
-    """What comes back through a flattening, in the order that its input has in memory: left in the flattened order,
-    which is another for channels-last networks, it would slow down all layers below."""
-    if 0 in strides:  # an expanded input: its numbers overlap
+    """The gradient (or relevance) of a flattening's output, shaped and laid out in memory like the flattening's input.
+
+    In the flattened order it would slow down all layers below a flattening in a channels-last network.
+    """
+    if 0 in strides:  # an expanded input: its values overlap in memory
         return values.reshape(shape)
     return values.new_empty_strided(shape, strides).copy_(values.reshape(shape))
 
@@ -72,7 +72,7 @@ def unflatten(shape: Sequence[int], strides: Sequence[int], values: Tensor) -> T
 def minmax(e: Tensor, eps: float = 0.0) -> Tensor:
     """|e| scaled to [0, 1] over H, W, per image and per channel; a constant map becomes zeros (paper, section 2).
 
-    e: (N, K, H, W), any range. eps is added to the divisor.
+    e: (N, K, H, W), any range. eps is added to the divisor. Returns (N, K, H, W) in [0, 1].
     """
     e = e.abs()
     low, high = e.amin((2, 3), keepdim=True), e.amax((2, 3), keepdim=True)

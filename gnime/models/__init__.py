@@ -1,0 +1,1 @@
+"""The paper's networks: victim and evaluation classifier, inverters, noise injector."""

@@ -1,0 +1,77 @@
+"""The noise injector and the two-player step that trains it (paper, section 3; METHOD "Training the injector")."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .inversion import ExpMI
+
+
+class Injector(nn.Module):
+    """Explanation in, protected explanation out: e' = clip(N((e - m) / d, y) * d + m, 0, 1).
+
+    Args:
+        channels, size: of the explanation, (channels, size, size), values in [0, 1].
+        classes: length of the prediction (logits).
+        width: of N, an ExpMI from explanation to explanation.
+        mean, std: m and d, scalars of the defender's explanations.
+    """
+
+    def __init__(self, channels: int, size: int, classes: int, width: int = 2048, mean: float = 0.0, std: float = 1.0):
+        super().__init__()
+        self.network = ExpMI(channels, size, classes, channels, size, width)
+        self.register_buffer("mean", torch.tensor(float(mean)))
+        self.register_buffer("std", torch.tensor(float(std)))
+
+    def standardise(self, explanation: Tensor) -> Tensor:
+        """e -> z = (e - m) / d, of any shape."""
+        return (explanation - self.mean) / self.std
+
+    def destandardise(self, explanation_std: Tensor) -> Tensor:
+        """z' -> e' = clip(z' * d + m, 0, 1), of any shape."""
+        return (explanation_std * self.std + self.mean).clamp(0, 1)
+
+    def forward(self, explanation: Tensor, prediction: Tensor) -> Tensor:
+        """explanation (N, K, S, S) in [0, 1], prediction (N, classes) logits. Returns e' (N, K, S, S) in [0, 1], float32."""
+        return self.destandardise(self.network(self.standardise(explanation), prediction).float())
+
+
+@dataclass
+class Losses:
+    """Scalars of one step: D, V and the inverter's loss V + C, C the inversion loss of clean explanations."""
+
+    distortion: Tensor
+    inversion: Tensor
+    inverter: Tensor
+
+
+def two_player_step(injector: Injector, inverter: nn.Module, batch: Sequence[Tensor], inversion_weight: float,
+                    official: bool = False, share: float = 1.0) -> Losses:
+    """Adds to `.grad`: of the inverter, the gradient of V + C; of the injector, the gradient of D - inversion_weight * V.
+
+    One backward pass through the inverter serves both players. It leaves dV/de' on the protected explanation; the
+    injector's backward pass starts from there, with the sign changed.
+
+    Args:
+        batch: explanation (N, K, S, S) in [0, 1], prediction (N, classes) logits, image (N, C, T, T) in [0, 1].
+        inversion_weight: a in METHOD.
+        official: the clean explanation enters the inverter standardised, as in the authors' release.
+        share: factor on every gradient, for a batch that is part of a larger one.
+    """
+    explanation, prediction, image = batch
+    clean_std = injector.standardise(explanation)  # z (N, K, S, S)
+    protected_std = injector.network(clean_std, prediction).float()  # z' (N, K, S, S)
+    protected = injector.destandardise(protected_std)  # e' (N, K, S, S)
+    distortion = (protected_std - clean_std).square().mean()  # D
+
+    seen = protected.detach().requires_grad_()
+    clean = clean_std if official else explanation
+    inverted = inverter(torch.cat([seen, clean]), torch.cat([prediction, prediction])).float()  # (2 N, C, T, T)
+    of_protected, of_clean = inverted.chunk(2)  # (N, C, T, T) each
+    inversion = (of_protected - image).square().mean()  # V
+    inverter_loss = inversion + (of_clean - image).square().mean()  # V + C
+    (inverter_loss * share).backward()  # C does not depend on e', so seen.grad is dV/de'
+    torch.autograd.backward([distortion * share, protected], [None, -inversion_weight * seen.grad])
+    return Losses(distortion.detach(), inversion.detach(), inverter_loss.detach())

@@ -1,0 +1,26 @@
+"""The classifier by the fast formulations, for its training."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..models.classifier import Classifier
+from .convolution import conv
+
+
+class FastClassifier(Classifier):
+    """Computes what `Classifier` computes. Max pooling comes before ReLU: they commute, and a quarter of the values is left."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, channels, size, size) in [0, 1] -> logits (N, classes)."""
+        layers, x = list(self), images
+        end = layers.index(self.flatten)
+        for convolution, relu, pool in zip(*(layers[i:end:3] for i in range(3)), strict=True):
+            x = relu(pool(conv(x, convolution.weight, convolution.bias)))  # (N, C, T/2, T/2)
+        if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
+            # The gradient of a flattening is contiguous. All layers below would be slower in that order.
+            x.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
+        for layer in layers[end:]:
+            x = layer(x)
+        return x

@@ -1,0 +1,144 @@
+"""Winograd's 3x3 convolution on a CPU."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .sizes import CACHED
+
+TILES = 256  # 4x4 tiles per matrix product: few enough to save memory, many enough for a high rate
+# The six points are 0, +-POINT, +-2 POINT and infinity. The usual POINT = 1 would double the rounding error, and make it five
+# times as large at worst. The transforms below use POINT**4 = 1/4.
+POINT = 0.5**0.5
+
+
+class Winograd(torch.autograd.Function):
+    """conv2d(x, weight, bias, padding=1) with a quarter of the multiplications, forward and backward.
+
+    x (N, I, H, W), H and W multiples of 4; weight (O, I, 3, 3); bias (O,) or None -> (N, O, H, W), channels last.
+
+    This is F(4x4, 3x3) of Winograd (1980) and of Lavin and Gray (2016). Along one axis, four outputs depend on three taps and
+    six inputs. Read both as polynomials: evaluate them at six points, multiply, interpolate. Evaluation and interpolation are
+    linear, so the backward pass uses their transposes. Where the direct sum gives exactly zero, this gives zero up to rounding.
+    """
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        outputs, inputs = weight.shape[:2]
+        taps = (_taps_to_points(x) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, outputs, inputs)
+        ctx.save_for_backward(x, taps)
+        y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
+        for part, out in _tiles(x, y):  # (k, H, W, I), (k, H, W, O)
+            values = _to_points(part, _inputs_to_points)  # (36, k * H/4 * W/4, I)
+            _from_points(values @ taps.transpose(1, 2), out, _points_to_outputs)
+            if bias is not None:
+                out += bias
+        return y
+
+    @staticmethod
+    @once_differentiable
+    @torch.amp.custom_bwd(device_type="cpu")
+    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, taps = ctx.saved_tensors
+        dx = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
+        dtaps = torch.empty_like(taps) if ctx.needs_input_grad[1] else None
+        for i, (part, dout, dpart) in enumerate(_tiles(x, dy, x if dx is None else dx)):
+            dvalues = _to_points(dout, _points_to_outputs_transposed)  # (36, k * H/4 * W/4, O)
+            if dtaps is not None:  # the first part overwrites what the memory held
+                dtaps.baddbmm_(dvalues.transpose(1, 2), _to_points(part, _inputs_to_points), beta=min(i, 1))
+            if dx is not None:
+                _from_points(dvalues @ taps, dpart, _inputs_to_points_transposed)
+        if dtaps is not None:
+            dtaps = (_taps_to_points(x).T @ dtaps.flatten(1)).view(3, 3, *taps.shape[1:]).permute(2, 3, 0, 1)
+        return dx, dtaps, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+
+
+def _tiles(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Each map (N, C, H, W) as parts (k, H, W, C), with k such that a part has about TILES 4x4 tiles."""
+    h, w = maps[0].shape[2:]
+    return zip(*(m.permute(0, 2, 3, 1).split(max(1, 16 * TILES // (h * w))) for m in maps), strict=True)
+
+
+def _taps_to_points(like: Tensor) -> Tensor:
+    """The matrix (36, 9) that evaluates the polynomial of 3x3 taps at the points of both axes.
+
+    Each value is divided by the product of its point's distances from the other points, the factor of Lagrange interpolation.
+    """
+    rows = [[1.0, 0.0, 0.0]]
+    for point, distances in ((POINT, -1.5), (2 * POINT, 6.0)):
+        rows += [[power * sign**i / distances for i, power in enumerate((1.0, point, point**2))] for sign in (1, -1)]
+    one_axis = like.new_tensor([*rows, [0.0, 0.0, 1.0]])  # (6, 3)
+    return torch.kron(one_axis, one_axis)
+
+
+def _to_points(maps: Tensor, one_axis: Callable) -> Tensor:
+    """maps (k, H, W, C) -> values (36, k * H/4 * W/4, C): `one_axis` applied along H, then along W."""
+    k, h, w, c = maps.shape
+    values = maps.new_empty(6, 6, k, h // 4, w // 4, c)
+    for part, out in _in_cache(maps, values):
+        rows = maps.new_empty(6, len(part), h // 4, w, c)
+        one_axis(part.unflatten(1, (-1, 4)).unbind(2), rows.unbind(0), 1)
+        one_axis(rows.unflatten(3, (-1, 4)).unbind(4), out.unbind(1), 3)
+    return values.view(36, -1, c)
+
+
+def _from_points(values: Tensor, maps: Tensor, one_axis: Callable) -> None:
+    """values (36, k * H/4 * W/4, C) -> maps (k, H, W, C), written: `one_axis` applied along W, then along H."""
+    k, h, w, c = maps.shape
+    for out, part in _in_cache(maps, values.view(6, 6, k, h // 4, w // 4, c)):
+        rows = maps.new_empty(6, len(out), h // 4, w, c)
+        one_axis(part.unbind(1), rows.unflatten(3, (-1, 4)).unbind(4), 3)
+        one_axis(rows.unbind(0), out.unflatten(1, (-1, 4)).unbind(2), 1)
+
+
+def _in_cache(maps: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Parts of maps (k, H, W, C) and values (6, 6, k, H/4, W/4, C) that fit the cache."""
+    few = max(1, CACHED // (2 * maps.shape[1:].numel()))
+    return zip(maps.split(few), values.split(few, 2), strict=True)
+
+
+# The four transforms along one axis, each written out. `pixels` are the four pixels of every tile, `values` the six values at
+# 0, POINT, -POINT, 2 POINT, -2 POINT, infinity. The second argument is written.
+Parts = tuple[Tensor, ...]
+
+
+def _inputs_to_points(pixels: Parts, values: Parts, axis: int) -> None:
+    """A tile's six inputs are its four pixels and one of each neighbour, zero beyond the map's edge."""
+    (x1, x2, x3, x4), rest = pixels, pixels[0].shape[axis] - 1
+    for point, plus, minus in ((POINT, *values[1:3]), (2 * POINT, *values[3:5])):
+        even, odd = torch.sub(x4, x2, alpha=1 / point**2), torch.sub(x3, x1, alpha=1 / point**2)
+        torch.add(even, odd, alpha=point, out=plus)
+        torch.sub(even, odd, alpha=point, out=minus)
+    torch.sub(x4, x2, alpha=2.5, out=values[0]).narrow(axis, 1, rest).add_(x4.narrow(axis, 0, rest))
+    torch.sub(x1, x3, alpha=2.5, out=values[5]).narrow(axis, 0, rest).add_(x1.narrow(axis, 1, rest))
+
+
+def _inputs_to_points_transposed(values: Parts, pixels: Parts, axis: int) -> None:
+    (v0, v1, v2, v3, v4, v5), (x1, x2, x3, x4), rest = values, pixels, pixels[0].shape[axis] - 1
+    even, odd, far_even, far_odd = v1 + v2, (v1 - v2).mul_(POINT), v3 + v4, (v3 - v4).mul_(2 * POINT)
+    torch.sub(v5, odd, alpha=2, out=x1).sub_(far_odd, alpha=0.5).narrow(axis, 1, rest).add_(v5.narrow(axis, 0, rest))
+    torch.add(v0, even, alpha=0.8, out=x2).add_(far_even, alpha=0.2).mul_(-2.5)
+    torch.add(odd, far_odd, out=x3).sub_(v5, alpha=2.5)
+    torch.add(v0, even, out=x4).add_(far_even).narrow(axis, 0, rest).add_(v0.narrow(axis, 1, rest))
+
+
+def _points_to_outputs(values: Parts, pixels: Parts, axis: int) -> None:
+    (v0, v1, v2, v3, v4, v5), (y0, y1, y2, y3) = values, pixels
+    even, odd, far_even, far_odd = v1 + v2, v1 - v2, v3 + v4, v3 - v4
+    torch.add(v0, even, out=y0).add_(far_even)
+    torch.add(odd, far_odd, alpha=2, out=y1).mul_(POINT)
+    torch.add(even, far_even, alpha=4, out=y2).mul_(POINT**2)
+    torch.add(v5, odd.add_(far_odd, alpha=8), alpha=POINT**3, out=y3)
+
+
+def _points_to_outputs_transposed(pixels: Parts, values: Parts, axis: int) -> None:
+    y0, y1, y2, y3 = pixels
+    values[0].copy_(y0)
+    for point, plus, minus in ((POINT, *values[1:3]), (2 * POINT, *values[3:5])):
+        even, odd = torch.add(y0, y2, alpha=point**2), torch.add(y1, y3, alpha=point**2)
+        torch.add(even, odd, alpha=point, out=plus)
+        torch.sub(even, odd, alpha=point, out=minus)
+    values[5].copy_(y3)
