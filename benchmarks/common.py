@@ -12,6 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from gnime.threads import configure_threads, processors  # noqa: E402  before torch, here and in every child
+
+configure_threads()
+
 
 def options(about: str, gpu: bool = False) -> argparse.Namespace:
     """The flags that all benchmarks take; `gpu`: and the device."""
@@ -20,7 +24,7 @@ def options(about: str, gpu: bool = False) -> argparse.Namespace:
         parser.add_argument("--gpu", type=int, default=0, help="index of the CUDA device; -1 is the CPU (default: 0)")
     parser.add_argument("--quick", action="store_true", help="smaller, within a minute on two cores")
     parser.add_argument("--json", type=Path, help="keep the figures in this file")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process (default: one for each core)")
+    parser.add_argument("--threads", type=int, default=processors(), help="of every process (default: one a core)")
     parser.add_argument("--cpu-time", action="store_true",
                         help="count processor seconds, not the clock's: with --threads 1, for a machine that others use too")
     return parser.parse_args()
@@ -75,7 +79,7 @@ class Report:
     def __init__(self, chosen: argparse.Namespace, device: str | None = None):
         import torch
 
-        from gnime.runtime import provenance
+        from gnime.system import provenance
 
         torch.set_num_threads(chosen.threads)
         self.chosen, self.figures, self.claims = chosen, {}, []

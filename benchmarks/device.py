@@ -16,13 +16,14 @@ import torch
 from common import Report, options
 from torch.utils.flop_counter import FlopCounterMode
 
+from gnime.batches import AT_ONCE, cache_on_device, channels_last
 from gnime.config import Run, target
-from gnime.data import AT_ONCE, channels_last, resident
-from gnime.explainers import EXPLAINERS
+from gnime.device import Device, full_fp32
 from gnime.networks import build, classifier_spec, injector_spec, inverter_spec
 from gnime.ops import accelerate
-from gnime.runtime import Device, exact
-from gnime.training import Game, Task, cross_entropy, fit, mean_squared_error, play
+from gnime.registry import EXPLAINERS
+from gnime.resuming import StateFile
+from gnime.training import MinMaxTask, TrainingTask, cross_entropy, fit, fit_minmax, mean_squared_error
 
 SHAPE, CLASSES = (1, 32), 10
 EPOCHS = 5  # the first does not count: kernels are chosen in it
@@ -71,7 +72,7 @@ def trainings(device: Device, n: int, most: int):
     mnist = target("mnist")
     pictures = torch.randint(0, 256, (n, 1, 32, 32), dtype=torch.uint8)
     arrays = pictures, torch.rand(n, 1, 32, 32), torch.randn(n, CLASSES), torch.randint(0, CLASSES, (n,))
-    images, explanations, logits, labels = (resident(array.numpy(), device.torch) for array in arrays)
+    images, explanations, logits, labels = (cache_on_device(array.numpy(), device.torch) for array in arrays)
 
     def stage(kind):
         chosen = getattr(mnist, kind)
@@ -80,15 +81,15 @@ def trainings(device: Device, n: int, most: int):
     def injector(clock):
         specs = injector_spec(mnist, SHAPE, CLASSES, 0.5, 0.3), inverter_spec("expmi", mnist, SHAPE, CLASSES)
         networks = [accelerate(build(spec)) for spec in specs]
-        game = Game(*networks, stage("injector"), [explanations, logits, images], range(n), 100.0, 0)
+        game = MinMaxTask(*networks, stage("injector"), [explanations, logits, images], range(n), 100.0, 0, 1, clock)
         with tempfile.TemporaryDirectory() as folder:
-            play(game, Path(folder) / "state.pt", Path(folder), {}, device, 1, clock)
+            fit_minmax(game, StateFile(Path(folder) / "state.pt", Path(folder), {}), device)
 
     def supervised(network, kind, sources, loss):
         def work(clock):
-            task = Task("benchmark", accelerate(build(network)), stage(kind), sources, range(n), loss, clock, False, 0)
+            task = TrainingTask("benchmark", accelerate(build(network)), stage(kind), sources, range(n), loss, clock, False, 0)
             with tempfile.TemporaryDirectory() as folder:
-                fit(task, Path(folder) / "state.pt", Path(folder), {}, device)
+                fit(task, StateFile(Path(folder) / "state.pt", Path(folder), {}), device)
         return work
 
     predmi, expmi = (inverter_spec(kind, mnist, SHAPE, CLASSES) for kind in ("predmi", "expmi"))
@@ -126,7 +127,7 @@ def main():
     batch = channels_last(torch.rand(AT_ONCE[device.torch.type], 1, 32, 32, device=device.torch))
     for name, explainer in EXPLAINERS.items():
         explain, clock = explainer.load(), Clock(device)
-        with exact():
+        with full_fp32():
             for _ in range(10):
                 explain(victim, batch)
                 clock()

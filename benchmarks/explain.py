@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from common import Report, options
 
+from gnime.batches import AT_ONCE, channels_last
 from gnime.config import target
-from gnime.data import AT_ONCE, channels_last
-from gnime.explainers import EXPLAINERS
 from gnime.models.classifier import Classifier
 from gnime.networks import build, classifier_spec
-from gnime.runtime import keep_freed_memory
+from gnime.registry import EXPLAINERS
+from gnime.system import retain_freed_memory
 
 BATCHES = (32, 128)
 
@@ -59,7 +59,7 @@ def theirs(library, n, batch):
 
 
 def ours(name, n):
-    keep_freed_memory()
+    retain_freed_memory()
     model, explain = victim().to(memory_format=torch.channels_last).requires_grad_(False), EXPLAINERS[name].load()
     images = torch.rand(n, 1, 32, 32)
 

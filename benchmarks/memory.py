@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from gnime import arrays, pipeline
-from gnime.config import Run, Stage, target
+from gnime.config import Run, TrainConfig, target
 
 n, size, script, root, threads = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5])
 torch.set_num_threads(threads)
@@ -38,9 +38,9 @@ def watch():
         time.sleep(0.05)
 threading.Thread(target=watch, daemon=True).start()
 
-stage = Stage(epochs=1, batch_size=128)
+stage = TrainConfig(epochs=1, batch_size=128)
 chosen = replace(target("noise", size), convs=(8, 8, 8), hidden=8, width=128, classifier=stage, inverter=stage, injector=stage)
-run = Run(script, chosen, "grad", root, root, gpu=-1, settings=("predmi", "expmi", "rnd", "gnime"))
+run = Run(script, chosen, "grad", root, root, gpu=-1, rows=("predmi", "expmi", "rnd", "gnime"))
 
 def images(run):
     record = {{"target": "noise", "image_size": size, "seed": 0, "available": n}}

@@ -16,7 +16,7 @@ from common import Report, options
 
 from gnime import cli
 from gnime.config import Run, target
-from gnime.runtime import Device
+from gnime.device import Device
 
 SETTINGS = "predmi", "expmi", "rnd", "gnime"
 WIDTH, LIMIT = 64, 600

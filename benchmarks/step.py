@@ -11,13 +11,13 @@ from common import Report, options
 from plain import plain_two_player_step
 from torch.utils.flop_counter import FlopCounterMode
 
+from gnime.batches import channels_last
 from gnime.config import target
-from gnime.data import channels_last
 from gnime.models.injector import Injector, two_player_step
 from gnime.models.inversion import ExpMI, PredMI
 from gnime.networks import build, classifier_spec
 from gnime.ops import accelerate
-from gnime.runtime import keep_freed_memory
+from gnime.system import retain_freed_memory
 from gnime.training import cross_entropy, mean_squared_error
 
 
@@ -29,7 +29,7 @@ def arranged(things, ours):
     """Ours: networks accelerated, networks and pictures channels last, freed memory kept."""
     if not ours:
         return things
-    keep_freed_memory()
+    retain_freed_memory()
     return [accelerate(thing).to(memory_format=torch.channels_last) if isinstance(thing, torch.nn.Module)
             else channels_last(thing) if thing.ndim == 4 else thing for thing in things]
 

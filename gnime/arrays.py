@@ -18,10 +18,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .artifacts import LAYOUT, writing
 from .errors import GnimeError
+from .store import writing
 
-BLOCK = 1 << 20  # bytes under one CRC-32; the digest is the SHA-256 of record, shape and these
+LAYOUT = 2  # of an array's file; raised when an older file can no longer be read
+CRC_BLOCK = 1 << 20  # bytes under one CRC-32; the digest is the SHA-256 of record, shape and these
 RECORD = "gnime"
 SEAL = 512  # bytes before the HDF5 file proper, which HDF5 leaves to its users: ours hold the checksums
 MAGIC = b"gnime array\n"
@@ -49,8 +50,8 @@ class Writer:
         self._dataset[self._next : self._next + len(rows)] = rows
         self._next += len(rows)
         data = self._rest + rows.tobytes()
-        whole = len(data) // BLOCK * BLOCK
-        self._crcs += [zlib.crc32(data[i : i + BLOCK]) for i in range(0, whole, BLOCK)]
+        whole = len(data) // CRC_BLOCK * CRC_BLOCK
+        self._crcs += [zlib.crc32(data[i : i + CRC_BLOCK]) for i in range(0, whole, CRC_BLOCK)]
         self._rest = data[whole:]
 
     def finish(self) -> list[int]:
@@ -119,7 +120,7 @@ def _digest_around(path: Path, offset: int, nbytes: int) -> str:
 def _checksums(rows: np.ndarray) -> list[int]:
     data = rows.reshape(-1).view(np.uint8) if rows.size else np.zeros(0, np.uint8)
     with ThreadPoolExecutor(4) as pool:  # zlib lets go of the interpreter
-        return list(pool.map(lambda i: zlib.crc32(data[i : i + BLOCK]), range(0, len(data), BLOCK)))
+        return list(pool.map(lambda i: zlib.crc32(data[i : i + CRC_BLOCK]), range(0, len(data), CRC_BLOCK)))
 
 
 def load(path: Path) -> Array:

@@ -11,8 +11,8 @@ from pathlib import Path
 from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, TARGETS, Run, target
 from .errors import GnimeError
-from .explainers import EXPLAINERS
-from .settings import DEFAULT_SETTINGS, SETTINGS
+from .registry import DEFAULT_ROWS, EXPLAINERS, ROWS
+from .threads import configure_threads
 
 ABOUT = {
     "prepare": "Train the victim and the evaluation classifier, and explain every image: models/victim, models/eval, aux/.",
@@ -20,7 +20,7 @@ ABOUT = {
     "eval": "Train an attacker for each setting, and compare what they recover: models/inv, figures/.",
 }
 EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", "eval": "of the inverters, at most"}
-STAGES = {"prepare": "classifier.", "train": "injector.", "eval": "inverter."}
+CONFIGS = {"prepare": "classifier.", "train": "injector.", "eval": "inverter."}
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -95,19 +95,19 @@ def parser(script: str) -> argparse.ArgumentParser:
                       help=f"side of a folder target's images: {', '.join(map(str, IMAGE_SIZES))} (default: 128)")
     what.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, weights, orders and noise")
     if script == "eval":
-        what.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(DEFAULT_SETTINGS), metavar="SETTING",
-                          help=f"of {', '.join(SETTINGS)} (default: {' '.join(DEFAULT_SETTINGS)})")
+        what.add_argument("--settings", nargs="+", choices=ROWS, default=list(DEFAULT_ROWS), metavar="SETTING",
+                          help=f"of {', '.join(ROWS)} (default: {' '.join(DEFAULT_ROWS)})")
     if script == "prepare":
         what.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
     how = made.add_argument_group("training (defaults: the paper's)")
     how.add_argument("--epochs", type=at_least(1), metavar="N",
-                     help=f"{EPOCHS[script]} {_default(STAGES[script] + 'epochs')}")
+                     help=f"{EPOCHS[script]} {_default(CONFIGS[script] + 'epochs')}")
     how.add_argument("--batch-size", type=at_least(1), metavar="N",
-                     help=f"images a step {_default(STAGES[script] + 'batch_size')}")
+                     help=f"images a step {_default(CONFIGS[script] + 'batch_size')}")
     how.add_argument("--width", type=_width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
     if script == "train":
         how.add_argument("--weight", type=_positive, metavar="A",
-                         help=f"of the attacker's error in the injector's loss {_default('weight')}")
+                         help=f"of the attacker's error in the injector's loss {_default('inversion_weight')}")
     add_official(how)
     where = made.add_argument_group("where")
     where.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
@@ -145,13 +145,13 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     if given.width:
         chosen = replace(chosen, width=given.width)
     if getattr(given, "weight", None) is not None:
-        chosen = replace(chosen, weight=given.weight)
+        chosen = replace(chosen, inversion_weight=given.weight)
     if chosen.width < chosen.size:
         made.error(f"argument --width: {chosen.width}: images of side {chosen.size} need at least {chosen.size}")
-    settings = tuple(dict.fromkeys(getattr(given, "settings", ())))
+    rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
     return Run(script, chosen, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
-               settings, getattr(given, "skip_bad", False))
+               rows, getattr(given, "skip_bad", False))
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:
@@ -173,7 +173,8 @@ def main(script: str, arguments: list[str] | None = None) -> int:
 
 
 def guarded(name: str, work: Callable[[], int | None]) -> int:
-    """The exit code of `work`; what a user can mend becomes one line, anything else stays a traceback."""
+    """The exit code of `work`, which may import torch. Faults that a user can mend become one line; others stay a traceback."""
+    configure_threads()
     try:
         return work() or 0
     except GnimeError as error:

@@ -15,7 +15,7 @@ PICTURE_EVERY = 50  # epochs between two checkpoints and pictures of the injecto
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainConfig:
     """How one kind of network is trained. Adam throughout."""
 
     epochs: int
@@ -26,7 +26,7 @@ class Stage:
     patience: int = 10
 
     def identity(self) -> list:
-        """What of it decides the weights after a given number of epochs."""
+        """The parts that decide the weights after a given number of epochs."""
         return [self.batch_size, self.lr, list(self.betas), self.eps, self.patience]
 
 
@@ -41,25 +41,25 @@ class Target:
     hidden: int
     dropout: float
     features: str  # layer that DeePSiM compares: "pool" (flattened last pooling) or "hidden"
-    classifier: Stage
-    inverter: Stage
-    injector: Stage
-    weight: float  # a in D - a V
+    classifier: TrainConfig
+    inverter: TrainConfig
+    injector: TrainConfig
+    inversion_weight: float  # a in D - a V
     width: int = 2048
     source: str = "folder"
     folder: str = ""
     gradcam_pool: int = 256  # images that the authors' release averages Grad-CAM's weights over [R]
 
 
-_CLASSIFIER = Stage(epochs=100, batch_size=256, betas=(0.5, 0.999))
-_INVERTER = Stage(epochs=300, batch_size=128)
-_INJECTOR = Stage(epochs=500, batch_size=1024)
+_CLASSIFIER = TrainConfig(epochs=100, batch_size=256, betas=(0.5, 0.999))
+_INVERTER = TrainConfig(epochs=300, batch_size=128)
+_INJECTOR = TrainConfig(epochs=500, batch_size=1024)
 
 _MNIST = Target("mnist", source="mnist", channels=1, size=32, convs=(128, 256), hidden=512, dropout=0.0, features="pool",
-                classifier=_CLASSIFIER, inverter=_INVERTER, injector=_INJECTOR, weight=100.0)
+                classifier=_CLASSIFIER, inverter=_INVERTER, injector=_INJECTOR, inversion_weight=100.0)
 _CELEBA = Target("celeba", folder="celeba_cropped_1000", channels=3, size=128, convs=(128, 256, 512), hidden=512,
                  dropout=0.5, features="hidden", classifier=replace(_CLASSIFIER, batch_size=128), inverter=_INVERTER,
-                 injector=replace(_INJECTOR, batch_size=128), weight=500.0, gradcam_pool=64)
+                 injector=replace(_INJECTOR, batch_size=128), inversion_weight=500.0, gradcam_pool=64)
 
 TARGETS = {
     "mnist": _MNIST,
@@ -67,9 +67,9 @@ TARGETS = {
     "celeba": _CELEBA,
     # scikit-learn's handwritten digits, 8x8: the embedded demonstration, minutes on two cores [G]
     "digits": Target("digits", channels=1, source="digits", size=16, convs=(32, 64), hidden=128, dropout=0.0,
-                     features="pool", classifier=Stage(epochs=30, batch_size=32, lr=1e-3, betas=(0.5, 0.999)),
-                     inverter=Stage(epochs=150, batch_size=32, lr=1e-3),
-                     injector=Stage(epochs=250, batch_size=64, lr=1e-3), weight=300.0, width=256),
+                     features="pool", classifier=TrainConfig(epochs=30, batch_size=32, lr=1e-3, betas=(0.5, 0.999)),
+                     inverter=TrainConfig(epochs=150, batch_size=32, lr=1e-3),
+                     injector=TrainConfig(epochs=250, batch_size=64, lr=1e-3), inversion_weight=300.0, width=256),
 }
 
 # where the authors' release differs from the paper (METHOD, last list), each of which can be repeated alone [R]
@@ -90,24 +90,20 @@ def target(name: str, image_size: int | None = None) -> Target:
     return replace(found, size=image_size) if image_size else found
 
 
-# controls that the release has not: trained as what they are compared with
-AS_EXPMI = ("rnd-0", "negative", "permutation", "class-mean", "blank")
+def official_config(config: TrainConfig, target_name: str, network: str) -> TrainConfig:
+    """`config` as the authors' release has it (the choice "optimiser").
 
-
-def official_stage(stage: Stage, target_name: str, network: str) -> Stage:
-    """`stage` as the authors' release has it (the choice "optimiser").
-
-    `network`: "classifier", "injector", or the setting whose inverter is trained.
+    `network`: "classifier", "injector", or the paper's setting whose inverter is trained: "predmi", "expmi", "rnd", "gnime".
     """
-    stage = replace(stage, eps=1e-7)  # TensorFlow's Adam
+    config = replace(config, eps=1e-7)  # TensorFlow's Adam
     if target_name in ("mnist", "cifar10"):
-        if network in ("predmi", "expmi", *AS_EXPMI):
-            return replace(stage, batch_size=2 * stage.batch_size, betas=(0.5, 0.999))  # 256
-        if network in ("rnd", "rnd-4"):
-            return replace(stage, batch_size=2 * stage.batch_size)
+        if network in ("predmi", "expmi"):
+            return replace(config, batch_size=2 * config.batch_size, betas=(0.5, 0.999))  # 256
+        if network == "rnd":
+            return replace(config, batch_size=2 * config.batch_size)
     elif network == "predmi":
-        return replace(stage, betas=(0.5, 0.999))
-    return stage
+        return replace(config, betas=(0.5, 0.999))
+    return config
 
 
 @dataclass(frozen=True)
@@ -127,23 +123,23 @@ class Run:
     deterministic: bool = False
     epochs: int | None = None
     batch_size: int | None = None
-    settings: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()  # of the table that eval.py prints; names in the registry
     skip_bad: bool = False
 
     def repeats(self, *choices: str) -> list[str]:
-        """Which of these choices of the authors it repeats: what an artifact that they act on must record."""
+        """The choices of the authors, of these, that this run repeats. An artifact records those that act on it."""
         return [choice for choice in choices if choice in self.official]
 
-    def stage(self, network: str) -> Stage:
-        """The training of `network`: "classifier", "injector", or a setting (its inverter)."""
+    def train_config(self, network: str) -> TrainConfig:
+        """The training of `network`: "classifier", "injector", or an inverter as the paper's setting of that name trains it."""
         kind = network if network in ("classifier", "injector") else "inverter"
-        stage = getattr(self.target, kind)
+        config = getattr(self.target, kind)
         if self.repeats("optimiser"):
-            stage = official_stage(stage, self.target.name, network)
+            config = official_config(config, self.target.name, network)
         own = {"prepare": "classifier", "train": "injector", "eval": "inverter"}[self.script]
         if kind == own:
-            stage = replace(stage, **{k: v for k in ("epochs", "batch_size") if (v := getattr(self, k)) is not None})
-        return stage
+            config = replace(config, **{k: v for k in ("epochs", "batch_size") if (v := getattr(self, k)) is not None})
+        return config
 
     def command(self, script: str) -> str:
         """The command line of a script for the same data; of this run's own script, with everything it was given."""
@@ -154,14 +150,14 @@ class Run:
                  "--datasets": None if self.datasets == self.root / "datasets" else self.datasets, "--gpu": self.gpu}
         switches = {}
         if script == self.script:
-            usual = target(self.target.name).weight
+            weight, usual = self.target.inversion_weight, target(self.target.name).inversion_weight
             flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--precision": self.precision,
-                      "--weight": self.target.weight if script == "train" and self.target.weight != usual else None}
+                      "--weight": weight if script == "train" and weight != usual else None}
             switches |= {"--deterministic": self.deterministic, "--skip-bad": self.skip_bad}
         words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
         words += [switch for switch, on in switches.items() if on] + self.official_flag()
-        if script == self.script and self.settings:
-            words += ["--settings", *self.settings]
+        if script == self.script and self.rows:
+            words += ["--settings", *self.rows]
         return " ".join(["python", f"{script}.py", *words])
 
     def official_flag(self) -> list[str]:
@@ -171,21 +167,22 @@ class Run:
     def summary(self) -> str:
         """The resolved configuration in one line."""
         network = {"prepare": "classifier", "train": "injector", "eval": "expmi"}[self.script]
-        stage, shape = self.stage(network), (self.target.channels, self.target.size, self.target.size)
+        config, shape = self.train_config(network), (self.target.channels, self.target.size, self.target.size)
         mode = " ".join(self.official_flag()).removeprefix("--") or "default"
         return ", ".join([
             f"target {self.target.name} {shape}", f"xai {self.xai}", f"seed {self.seed}", f"limit {self.limit or 'none'}",
-            f"width {self.target.width}", f"weight {self.target.weight:g}", f"epochs {stage.epochs}",
-            f"batch {stage.batch_size}", f"lr {stage.lr:g}", f"patience {stage.patience}",
+            f"width {self.target.width}", f"weight {self.target.inversion_weight:g}", f"epochs {config.epochs}",
+            f"batch {config.batch_size}", f"lr {config.lr:g}", f"patience {config.patience}",
             f"mode {mode}", f"root {self.root}", f"datasets {self.datasets}"])
 
     def describe(self) -> dict:
         """The configuration as plain data, for printing and for `results.json`."""
         plain = asdict(self)
+        plain["settings"] = plain.pop("rows")
         plain["target"] = self.target.name
         plain["root"], plain["datasets"] = str(self.root), str(self.datasets)
         plain |= {"image": [self.target.channels, self.target.size, self.target.size],
-                  "width": self.target.width, "weight": self.target.weight,
-                  "stages": {name: asdict(self.stage("expmi" if name == "inverter" else name))
+                  "width": self.target.width, "weight": self.target.inversion_weight,
+                  "stages": {name: asdict(self.train_config("expmi" if name == "inverter" else name))
                              for name in ("classifier", "injector", "inverter")}}
         return plain

@@ -1,36 +1,31 @@
-"""The images of a run, shuffled once, and the halves of defender and attacker; batches on their way to the device."""
+"""The images of a run, shuffled once, and the halves of defender and attacker."""
 
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from . import arrays
-from .artifacts import Paths, alone, exists, require
+from .batches import CHUNK, Rows
+from .checkpoints import require
 from .config import SHUFFLE_SEED_PURPOSE, TEST_FRACTION, VALIDATION_FRACTION, Run
 from .errors import GnimeError, UsageError
-from .runtime import hand_back_memory, permutation, say, warn
 from .sources import Source, decode, open_source
+from .store import Paths, artifact_lock, exists, write_text
+from .system import permutation, say, warn
 
-CHUNK = 256  # images per slice when a whole set is gone through
-# Images that networks see at once, outside training: few enough that the maps of the first layers do not fill the memory,
-# many enough for one look at a dense layer's weights
-AT_ONCE = {"cpu": 64, "cuda": 256}
 MINIMUM = 20  # images: below, a split would be empty
 MAXIMUM_CLASSES = 100_000
-HAND_BACK = 2.0  # seconds of a piece of work after which freed memory goes back to the system
-RESIDENT = 0.25  # of the free memory of a CUDA device may hold one array
 
 
 @dataclass(frozen=True)
 class Splits:
     """Disjoint row ranges of the shuffled images (METHOD "Data").
 
-    defender: victim, evaluation classifier and injector are trained on it. attacker: its first part trains the
-    inverters, `validation` stops them early, `test` no one trains on. Officially test is also validation.
+    Attributes:
+        defender: trains victim, evaluation classifier and injector.
+        attacker: the other half; `train` trains the inverters, `validation` stops them early, and nobody trains on `test`.
+            With `--official validation` the test rows are also the validation rows.
     """
 
     defender: range
@@ -40,7 +35,7 @@ class Splits:
     test: range
 
     @classmethod
-    def of(cls, n: int, official: bool = False) -> "Splits":
+    def from_count(cls, n: int, official: bool = False) -> "Splits":
         half = n // 2
         test = n - round(TEST_FRACTION * (n - half))
         validation = test - max(1, round(VALIDATION_FRACTION * (test - half)))
@@ -66,7 +61,7 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
     Raises:
         GnimeError: they are missing and may not be made, or what is there belongs to another run.
     """
-    with alone(paths.images), alone(paths.labels):
+    with artifact_lock(paths.images), artifact_lock(paths.labels):
         if _there(paths):
             if not quiet:
                 say(f"images        {paths.images}: found")
@@ -80,7 +75,7 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
     record = labels.record or {}
     classes = record.get("classes") or [str(i) for i in range(int(labels.rows.max()) + 1)]
     return Data(images.rows, np.array(labels.rows, np.int64), classes, images.digest,
-                Splits.of(len(images.rows), bool(run.repeats("validation"))))
+                Splits.from_count(len(images.rows), bool(run.repeats("validation"))))
 
 
 def _there(paths: Paths) -> bool:
@@ -182,71 +177,31 @@ def _good(run: Run, paths: Paths, source: Source) -> np.ndarray:
         complaints = list(pool.map(complaint, source.files))
     bad = [text for text in complaints if text]
     if bad:
-        from .artifacts import write_text
-
-        listing = paths.images.with_suffix(".skipped.txt")
-        write_text(listing, "\n".join(bad) + "\n")
-        warn(f"{len(bad)} damaged pictures left out, listed in {listing}")
+        write_text(paths.skipped, "\n".join(bad) + "\n")
+        warn(f"{len(bad)} damaged pictures left out, listed in {paths.skipped}")
     return everything[[text is None for text in complaints]]
 
 
-def resident(array: np.ndarray, device: torch.device) -> np.ndarray | Tensor:
-    """The array on the CUDA device where it fits there well; elsewhere it stays mapped and is read by batches."""
-    if device.type != "cuda" or array.nbytes > RESIDENT * torch.cuda.mem_get_info(device)[0]:
-        return array
-    on_device = torch.empty(array.shape, dtype=torch.from_numpy(array[:0].copy()).dtype, device=device)
-    for start in range(0, len(array), 4096):
-        on_device[start : start + 4096] = torch.from_numpy(np.array(array[start : start + 4096]))
-    return on_device
+@dataclass
+class AttackerData:
+    """Half of the images with the service's answers: rows of images, labels, predictions and explanations.
 
+    `train`, `validation` and `test` count from row 0 of this half. `explanations` are what the service publishes to this
+    attacker; None where it withholds them.
+    """
 
-def take(array: np.ndarray | Tensor, rows: Tensor | range, device: torch.device) -> Tensor:
-    """Rows of an array on the device: uint8 as float32 in [0, 1], pictures in channels-last order."""
-    contiguous = isinstance(rows, range)
-    if isinstance(array, Tensor):
-        got = array[rows.start : rows.stop] if contiguous else array[_sent(rows, array.device)]
-    else:
-        piece = array[rows.start : rows.stop] if contiguous else array[rows.numpy()]
-        got = _sent(torch.from_numpy(np.array(piece) if contiguous else piece), device)
-    order = torch.channels_last if got.ndim == 4 else torch.preserve_format
-    if got.dtype == torch.uint8:  # in one copy: every other leaves a gap of its size in memory
-        got = got.to(torch.float32, memory_format=order).div_(255)
-    elif got.is_floating_point():
-        got = got.to(torch.float32, memory_format=order)
-    return channels_last(got) if got.ndim == 4 else got
+    images: Rows
+    labels: Rows
+    predictions: Rows
+    explanations: Rows | None
+    train: range
+    validation: range
+    test: range
 
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """On the device. The copy does not wait for all that a CUDA device has yet to do: that takes both, pinned memory and
-    being told so."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
-
-
-def channels_last(pictures: Tensor) -> Tensor:
-    """In channels-last order by its strides too: one channel is in both orders at once, which PyTorch takes for the
-    other, slow one, in all that follows."""
-    return pictures if pictures.stride(1) == 1 else pictures.clone(memory_format=torch.channels_last)
-
-
-def batches(sources: Sequence[np.ndarray | Tensor | None], rows: Sequence[Tensor | range], device: torch.device,
-            ) -> Iterator[list[Tensor | None]]:
-    """For each of `rows`, those rows of every source on the device; the next batch is fetched while one is used."""
-
-    def fetch(wanted: Tensor | range) -> list[Tensor | None]:
-        return [None if source is None else take(source, wanted, device) for source in sources]
-
-    with ThreadPoolExecutor(1) as ahead:
-        pending = None
-        for wanted in rows:
-            following = ahead.submit(fetch, wanted)
-            if pending is not None:
-                yield pending.result()
-                hand_back_memory(every=HAND_BACK)
-            pending = following
-        if pending is not None:
-            yield pending.result()
-
-
-def slices(rows: range, size: int) -> list[range]:
-    """A range cut into ranges of at most `size`."""
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
+    @classmethod
+    def from_splits(cls, splits: Splits, arrays: list[Rows]) -> "AttackerData":
+        """The attacker's half. arrays: images, labels, predictions and explanations of all rows."""
+        half = splits.attacker
+        local = [range(part.start - half.start, part.stop - half.start)
+                 for part in (splits.train, splits.validation, splits.test)]
+        return cls(*(array[half.start : half.stop] for array in arrays), *local)

@@ -15,13 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .cli import Formatter, Parser, add_official, at_least, guarded, target_name
-from .config import OFFICIAL, Run, Stage, Target, target
+from .config import OFFICIAL, Run, Target, TrainConfig, target
 from .errors import GnimeError, Stopped, UsageError
-from .explainers import EXPLAINERS
-from .settings import CONTROLS, SETTINGS
+from .registry import CONTROLS, EXPLAINERS, PAPER_EXPLAINERS, PAPER_ROWS, ROWS
 
 PROGRAM = "python -m gnime.reproduce"
-PAPER_SETTINGS = ("predmi", "expmi", "rnd", "gnime", "ond")
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,9 @@ class Reduced:
     """A target cut down for a CPU: stated beside its numbers, kept apart from the paper's table."""
 
     limit: int | None
-    classifier: Stage
-    injector: Stage
-    inverter: Stage
+    classifier: TrainConfig
+    injector: TrainConfig
+    inverter: TrainConfig
     width: int = 256
     image_size: int | None = None
 
@@ -40,13 +38,13 @@ class Reduced:
                        injector=self.injector, inverter=self.inverter)
 
 
-_CLASSIFIER = Stage(epochs=6, batch_size=64, lr=1e-3, betas=(0.5, 0.999))
-_INVERTER = Stage(epochs=300, batch_size=64, lr=1e-3)
+_CLASSIFIER = TrainConfig(epochs=6, batch_size=64, lr=1e-3, betas=(0.5, 0.999))
+_INVERTER = TrainConfig(epochs=300, batch_size=64, lr=1e-3)
 REDUCED = {
-    "mnist": Reduced(3000, _CLASSIFIER, Stage(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
-    "cifar10": Reduced(3000, _CLASSIFIER, Stage(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
+    "mnist": Reduced(3000, _CLASSIFIER, TrainConfig(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
+    "cifar10": Reduced(3000, _CLASSIFIER, TrainConfig(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
     "orl_faces": Reduced(None, replace(_CLASSIFIER, epochs=30, batch_size=16, lr=3e-4),
-                         Stage(epochs=500, batch_size=16, lr=1e-3),
+                         TrainConfig(epochs=500, batch_size=16, lr=1e-3),
                          replace(_INVERTER, epochs=600, batch_size=16, patience=40), image_size=32),
 }
 
@@ -59,7 +57,7 @@ def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int
         raise UsageError(f"--targets {name}: no reduced configuration; there is one for digits, {', '.join(REDUCED)}")
     root = options.root / f"{options.preset}{mode(options.official)}_seed{seed}"
     return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed,
-               reduced.limit if reduced else None, options.official, options.gpu, options.precision, settings=settings)
+               reduced.limit if reduced else None, options.official, options.gpu, options.precision, rows=settings)
 
 
 def result_path(options: argparse.Namespace, cell: tuple[str, str, int]) -> Path:
@@ -76,14 +74,14 @@ def mode(official: tuple[str, ...]) -> str:
 def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...]) -> None:
     """The three scripts for one cell, and its JSON: nothing in it is of this machine but the hardware's name."""
     from . import pipeline
-    from .artifacts import Paths, write_text
+    from .store import Paths, write_text
 
     pipeline.prepare(cell_run("prepare", options, cell))
-    if any(SETTINGS[name].injector for name in settings):
+    if any(ROWS[name].needs_injector for name in settings):
         pipeline.train(cell_run("train", options, cell))
     run = cell_run("eval", options, cell, settings)
     pipeline.evaluate(run)
-    measured = json.loads((Paths(run).figures / "results.json").read_text(encoding="utf-8"))
+    measured = json.loads(Paths(run).results.read_text(encoding="utf-8"))
     for place in ("root", "datasets", "gpu"):
         del measured["configuration"][place]
     flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2],
@@ -98,8 +96,8 @@ def reproduce(options: argparse.Namespace) -> int:
 
     A cell that lacks a setting is evaluated again with those it has and those asked for: a file only grows.
     """
-    from .docs import read_result
-    from .runtime import say, stop_after, time_is_up
+    from .report.docs import read_result
+    from .system import say, stop_after, time_is_up
 
     stop_after(options.budget or math.inf)
     asked = {*options.settings, *(CONTROLS if options.controls else ())}
@@ -116,7 +114,7 @@ def reproduce(options: argparse.Namespace) -> int:
         say(f"[{i}/{len(cells)}] {path}")
         began = time.monotonic()
         try:
-            run_cell(options, cell, tuple(name for name in SETTINGS if name in asked | there))
+            run_cell(options, cell, tuple(name for name in ROWS if name in asked | there))
         except Stopped as stopped:
             if not time_is_up():  # Ctrl-C
                 raise
@@ -162,12 +160,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--preset", choices=("paper", "reduced"), default="paper", help="the paper's sizes, or a CPU's")
     made.add_argument("--targets", nargs="+", type=target_name, default=["mnist", "cifar10"], metavar="TARGET",
                       help="(default: mnist cifar10)")
-    made.add_argument("--xai", nargs="+", choices=EXPLAINERS, default=list(EXPLAINERS), metavar="XAI",
-                      help=f"explainers (default: {' '.join(EXPLAINERS)})")
+    made.add_argument("--xai", nargs="+", choices=EXPLAINERS, default=list(PAPER_EXPLAINERS), metavar="XAI",
+                      help=f"explainers (default: {' '.join(PAPER_EXPLAINERS)})")
     made.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], metavar="SEED",
                       help="one run each, all networks reseeded (default: 0 1 2)")
-    made.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(PAPER_SETTINGS), metavar="SETTING",
-                      help=f"of {', '.join(SETTINGS)} (default: {' '.join(PAPER_SETTINGS)})")
+    made.add_argument("--settings", nargs="+", choices=ROWS, default=list(PAPER_ROWS), metavar="SETTING",
+                      help=f"of {', '.join(ROWS)} (default: {' '.join(PAPER_ROWS)})")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
     add_official(made)
     made.add_argument("--budget", type=_seconds, metavar="SECONDS", help="after which to stop where the work can be resumed")
@@ -189,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> int:
         if not (options.docs or options.check):
             return reproduce(options)
-        from .docs import check_docs, write_docs
+        from .report.docs import check_docs, write_docs
 
         return check_docs(options.results) if options.check else write_docs(options.results)
 

@@ -1,105 +1,24 @@
-"""Training that can be stopped at any moment and goes on to the same result: one loop for classifiers and inverters,
-one for the injector and its sparring inverter."""
+"""Training that can be stopped at any moment and then resumes to the same result.
+
+`fit` trains classifiers and inverters, `fit_minmax` the injector against its sparring inverter.
+"""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .artifacts import exists, load_checkpoint, require, save_checkpoint
-from .config import Stage
-from .data import AT_ONCE, batches, slices
-from .errors import GnimeError, Stopped
+from .batches import Rows, batches
+from .config import TrainConfig
+from .device import Device, average_gradients
+from .errors import GnimeError
 from .models.injector import Injector, two_player_step
-from .runtime import Device, Interrupt, average_gradients, derive, permutation, say
-
-SAVE_EVERY = 20.0  # seconds of training that a killed process may lose, to the end of the epoch
-
-
-class Resumable:
-    """Networks and optimisers in training, on disk as of the end of some epoch.
-
-    Nothing random is kept: every epoch draws from seeds of its own (`runtime.derive`).
-    """
-
-    def __init__(self, path: Path, root: Path, identity: dict, networks: Sequence[nn.Module], stage: Stage, device: Device):
-        self.path, self.identity, self.networks, self.device = path, identity, networks, device
-        for network in networks:
-            network.to(device.torch, memory_format=torch.channels_last)
-        self.optimisers = [torch.optim.Adam(network.parameters(), stage.lr, stage.betas, stage.eps, fused=True)
-                           for network in networks]
-        self.best: dict[str, Tensor] = {}
-        self.plain: dict = {"epoch": 0, "seconds": 0.0, "history": []}
-        self._saved, self._epoch_saved, self._clock = time.monotonic(), -1, time.monotonic()
-        if exists(path, root):
-            self._load()
-
-    def _load(self) -> None:
-        found = load_checkpoint(self.path)
-        if not found.ours or found.spec != {"state": len(self.networks)}:
-            raise GnimeError(f"{self.path}: not the state of such a training; remove it")
-        require(self.path, found.made_by, self.identity)  # the specification included: shapes then fit
-        for network, tensors in zip(self.networks, found.tensors["networks"], strict=True):
-            network.load_state_dict(tensors)
-        for optimiser, state in zip(self.optimisers, found.tensors["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        self.best = {name: value.to(self.device.torch) for name, value in found.tensors["best"].items()}
-        self.plain = found.extra
-        self._epoch_saved = self.plain["epoch"]
-        say(f"              goes on from epoch {self.plain['epoch']} ({self.path})")
-
-    def save(self, now: bool = False) -> None:
-        """Writes the state if `now`, or if the last writing is long ago."""
-        if not now and time.monotonic() - self._saved < SAVE_EVERY:
-            return
-        self._count_seconds()
-        if self.device.rank == 0 and self._epoch_saved != self.plain["epoch"]:
-            tensors = {"networks": [network.state_dict() for network in self.networks],
-                       "optimisers": [optimiser.state_dict() for optimiser in self.optimisers], "best": self.best}
-            save_checkpoint(self.path, tensors, {"state": len(self.networks)}, self.identity, self.plain)
-        self._saved, self._epoch_saved = time.monotonic(), self.plain["epoch"]
-
-    def _count_seconds(self) -> None:
-        now = time.monotonic()
-        self.plain["seconds"] += now - self._clock
-        self._clock = now
-
-    def remove(self) -> None:
-        if self.device.rank == 0:
-            self.path.unlink(missing_ok=True)
-
-    def stop_if(self, interrupt: Interrupt) -> None:
-        """At a step or an epoch's end: stops if Ctrl-C was pressed and everything up to the last epoch's end is saved."""
-        if interrupt.asked and self._epoch_saved == self.plain["epoch"]:
-            raise Stopped(f"stopped after epoch {self.plain['epoch']}; the same command goes on from {self.path}")
-
-    def finish(self, losses: Tensor, finite: Tensor, epoch: int, steps: int) -> Tensor:
-        """The epoch's losses, summed over the processes.
-
-        Raises:
-            GnimeError: one was not finite, or the last step left weights that are not: before that is saved.
-        """
-        if self.device.world > 1:
-            dist.all_reduce(losses)
-            dist.all_reduce(finite, dist.ReduceOp.MIN)
-        bad = int(finite)
-        if bad < steps or not all(p.isfinite().all() for network in self.networks for p in network.parameters()):
-            kept = f"{self.path} keeps epoch {self._epoch_saved}" if self._epoch_saved > 0 else "nothing was saved yet"
-            what, step = ("loss is", bad + 1) if bad < steps else ("weights are", steps)
-            raise GnimeError(f"training {self.path.stem.removesuffix('.state')}: the {what} not finite at epoch {epoch + 1}, "
-                             f"step {step} of {steps}; {kept}; try fp32 precision, another seed or a smaller --batch-size")
-        return losses
-
-
-def state_path(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.state.pt")
+from .resuming import Resumable, StateFile
+from .system import Interrupt, derive_seed, permutation
 
 
 def _share(rows: Tensor, device: Device) -> tuple[Tensor, float]:
@@ -109,12 +28,12 @@ def _share(rows: Tensor, device: Device) -> tuple[Tensor, float]:
 
 
 def _note_finite(finite: Tensor, loss: Tensor, step: int) -> Tensor:
-    """Number of steps before the first loss that is not finite; stays on the device, so that nothing waits for it."""
+    """Number of steps before the first loss that is not finite. It stays on the device: reading it would wait for the step."""
     return torch.where(loss.isfinite(), finite, finite.clamp(max=step))
 
 
 @dataclass
-class Task:
+class TrainingTask:
     """A network to be trained with early stopping.
 
     Attributes:
@@ -127,8 +46,8 @@ class Task:
 
     name: str
     network: nn.Module
-    stage: Stage
-    sources: Sequence[np.ndarray | Tensor | None]
+    config: TrainConfig
+    sources: Sequence[Rows | None]
     rows: range
     loss: Callable[[nn.Module, list], Tensor]
     validate: Callable[[nn.Module], float]
@@ -137,30 +56,22 @@ class Task:
     shuffle: bool = True
 
 
-def fit(task: Task, path: Path, root: Path, identity: dict, device: Device) -> dict:
+def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     """Trains `task.network` and leaves its best weights in it. Returns epochs, best epoch, score, history, seconds.
 
     Raises:
         GnimeError: a loss was not finite. Stopped: Ctrl-C.
     """
-    with Interrupt() as interrupt:
-        return _fit(task, path, root, identity, device, interrupt)
-
-
-def _fit(task: Task, path: Path, root: Path, identity: dict, device: Device, interrupt: Interrupt) -> dict:
-    network, stage = task.network, task.stage
-    run = Resumable(path, root, identity, [network], stage, device)
-    (optimiser,), plain = run.optimisers, run.plain
+    network, config = task.network, task.config
+    run = Resumable(file, [network], config, device)
+    plain = run.plain
     plain.setdefault("best_score", None)
     plain.setdefault("best_epoch", 0)
-    bar = tqdm(total=stage.epochs, initial=min(plain["epoch"], stage.epochs), desc=task.name, unit="epoch",
-               disable=None if device.rank == 0 else True, leave=False)
-    with bar:
-        while plain["epoch"] < stage.epochs and not _stale(plain, stage):
+    with Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar:
+        while plain["epoch"] < config.epochs and not _stale(plain, config):
             epoch = plain["epoch"]
-            order = permutation(len(task.rows), task.seed, task.name, "order", epoch if task.shuffle else 0) + task.rows.start
-            train_loss = _epoch(task, run, optimiser, order, epoch, device, interrupt)
-            score = _agreed(_validate(task, device), device)
+            train_loss = _epoch(task, run, epoch, interrupt)
+            score = _same_everywhere(_validate(task, device), device)
             if plain["best_score"] is None or (score > plain["best_score"]) == task.higher and score != plain["best_score"]:
                 plain["best_score"], plain["best_epoch"] = score, epoch + 1
                 run.best = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -174,15 +85,20 @@ def _fit(task: Task, path: Path, root: Path, identity: dict, device: Device, int
     network.load_state_dict(run.best)
     network.eval()
     return {"epochs": plain["epoch"], "best_epoch": plain["best_epoch"], "score": plain["best_score"],
-            "history": plain["history"], "seconds": round(plain["seconds"], 2), "early": _stale(plain, stage)}
+            "history": plain["history"], "seconds": round(plain["seconds"], 2), "early": _stale(plain, config)}
 
 
-def _stale(plain: dict, stage: Stage) -> bool:
-    return plain["epoch"] - plain["best_epoch"] >= stage.patience
+def _progress(name: str, config: TrainConfig, plain: dict, device: Device) -> tqdm:
+    return tqdm(total=config.epochs, initial=min(plain["epoch"], config.epochs), desc=name, unit="epoch",
+                disable=None if device.rank == 0 else True, leave=False)
 
 
-def _agreed(score: float, device: Device) -> float:
-    """The first process's score, for all: they must stop together."""
+def _stale(plain: dict, config: TrainConfig) -> bool:
+    return plain["epoch"] - plain["best_epoch"] >= config.patience
+
+
+def _same_everywhere(score: float, device: Device) -> float:
+    """The first process's score in every process, so that they stop together."""
     if device.world == 1:
         return score
     box = [score]
@@ -190,7 +106,7 @@ def _agreed(score: float, device: Device) -> float:
     return box[0]
 
 
-def _validate(task: Task, device: Device) -> float:
+def _validate(task: TrainingTask, device: Device) -> float:
     task.network.eval()
     with torch.no_grad(), device.autocast():
         score = task.validate(task.network)
@@ -199,12 +115,13 @@ def _validate(task: Task, device: Device) -> float:
     return score
 
 
-def _epoch(task: Task, run: Resumable, optimiser: torch.optim.Optimizer, order: Tensor, epoch: int, device: Device,
-           interrupt: Interrupt) -> float:
-    network = task.network
+def _epoch(task: TrainingTask, run: Resumable, epoch: int, interrupt: Interrupt) -> float:
+    """One pass over the rows; returns the mean training loss."""
+    network, device, (optimiser,) = task.network, run.device, run.optimisers
     network.train()
-    torch.manual_seed(derive(task.seed, task.name, "dropout", epoch, device.rank))
-    parts = order.split(task.stage.batch_size)
+    torch.manual_seed(derive_seed(task.seed, task.name, "dropout", epoch, device.rank))
+    order = permutation(len(task.rows), task.seed, task.name, "order", epoch if task.shuffle else 0) + task.rows.start
+    parts = order.split(task.config.batch_size)
     total, finite = torch.zeros((), device=device.torch), torch.tensor(len(parts), device=device.torch)
     shares = [_share(part, device) for part in parts]
     fetched = batches(task.sources, [rows for rows, _ in shares], device.torch)
@@ -223,22 +140,29 @@ def _epoch(task: Task, run: Resumable, optimiser: torch.optim.Optimizer, order: 
 
 
 @dataclass
-class Game:
-    """The injector, the inverter it spars with, and the defender's rows of images, explanations and predictions."""
+class MinMaxTask:
+    """The injector, the inverter it spars with, and the defender's rows of explanations, predictions and images.
+
+    Attributes:
+        inversion_weight: a in D - a V.
+        official: the clean explanation enters the inverter standardised, as in the authors' release.
+        every, checkpoint: `checkpoint(epoch)` is called every so many epochs.
+    """
 
     injector: Injector
     inverter: nn.Module
-    stage: Stage
-    sources: Sequence[np.ndarray | Tensor]  # explanations, predictions, images
+    config: TrainConfig
+    sources: Sequence[Rows]
     rows: range
-    weight: float
+    inversion_weight: float
     seed: int
+    every: int
+    checkpoint: Callable[[int], None]
     official: bool = False
 
 
-def play(game: Game, path: Path, root: Path, identity: dict, device: Device,
-         every: int, checkpoint: Callable[[int], None]) -> dict:
-    """Trains the injector against its inverter; `checkpoint(epoch)` is called every `every` epochs.
+def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
+    """Trains the injector against its inverter.
 
     Batches are drawn without replacement, floor(n / batch) an epoch. Returns epochs, history (distortion, inversion,
     inverter's loss per epoch) and seconds.
@@ -246,47 +170,39 @@ def play(game: Game, path: Path, root: Path, identity: dict, device: Device,
     Raises:
         GnimeError: a loss was not finite. Stopped: Ctrl-C.
     """
-    with Interrupt() as interrupt:
-        return _play(game, path, root, identity, device, every, checkpoint, interrupt)
-
-
-def _play(game: Game, path: Path, root: Path, identity: dict, device: Device, every: int, checkpoint: Callable[[int], None],
-          interrupt: Interrupt) -> dict:
-    run = Resumable(path, root, identity, [game.injector, game.inverter], game.stage, device)
-    plain, n = run.plain, len(game.rows)
-    size = min(game.stage.batch_size, n)
-    bar = tqdm(total=game.stage.epochs, initial=min(plain["epoch"], game.stage.epochs), desc="injector", unit="epoch",
-               disable=None if device.rank == 0 else True, leave=False)
-    with bar:
-        while plain["epoch"] < game.stage.epochs:
+    run = Resumable(file, [task.injector, task.inverter], task.config, device)
+    plain, n = run.plain, len(task.rows)
+    size = min(task.config.batch_size, n)
+    with Interrupt() as interrupt, _progress("injector", task.config, plain, device) as bar:
+        while plain["epoch"] < task.config.epochs:
             epoch = plain["epoch"]
-            order = permutation(n, game.seed, "injector", "order", epoch)[: n // size * size] + game.rows.start
-            plain["history"].append(_round(game, run, order.split(size), epoch, device, interrupt))
+            order = permutation(n, task.seed, "injector", "order", epoch)[: n // size * size] + task.rows.start
+            plain["history"].append(_minmax_epoch(task, run, order.split(size), interrupt))
             plain["epoch"] = epoch + 1
             bar.update()
             bar.set_postfix(distortion=f"{plain['history'][-1][0]:.4g}", inversion=f"{plain['history'][-1][1]:.4g}")
-            if (epoch + 1) % every == 0 and device.rank == 0:
-                checkpoint(epoch + 1)
+            if (epoch + 1) % task.every == 0 and device.rank == 0:
+                task.checkpoint(epoch + 1)
             run.save(now=interrupt.asked)
             run.stop_if(interrupt)
     run.save(now=True)
-    game.injector.eval()
+    task.injector.eval()
     return {"epochs": plain["epoch"], "history": plain["history"], "seconds": round(plain["seconds"], 2)}
 
 
-def _round(game: Game, run: Resumable, parts: Sequence[Tensor], epoch: int, device: Device,
-           interrupt: Interrupt) -> list[float]:
-    """One epoch of steps; the mean of each loss."""
+def _minmax_epoch(task: MinMaxTask, run: Resumable, parts: Sequence[Tensor], interrupt: Interrupt) -> list[float]:
+    """One epoch of steps; returns the mean of each loss."""
+    device, epoch = run.device, run.plain["epoch"]
     total, finite = torch.zeros(3, device=device.torch), torch.tensor(len(parts), device=device.torch)
     shares = [_share(part, device) for part in parts]
-    fetched = batches(game.sources, [rows for rows, _ in shares], device.torch)
+    fetched = batches(task.sources, [rows for rows, _ in shares], device.torch)
     for step, (batch, (rows, share)) in enumerate(zip(fetched, shares, strict=True)):
         run.stop_if(interrupt)
         for optimiser in run.optimisers:
             optimiser.zero_grad()
         if len(rows):
             with device.autocast():
-                losses = two_player_step(game.injector, game.inverter, batch, game.weight, game.official, share)
+                losses = two_player_step(task.injector, task.inverter, batch, task.inversion_weight, task.official, share)
             now = torch.stack([losses.distortion, losses.inversion, losses.inverter])
             total += now * share
             finite = _note_finite(finite, now.sum(), step)
@@ -294,13 +210,6 @@ def _round(game: Game, run: Resumable, parts: Sequence[Tensor], epoch: int, devi
             average_gradients(network, device.world)
             optimiser.step()
     return (run.finish(total, finite, epoch, len(parts)) / len(parts)).tolist()
-
-
-def through(sources: Sequence[np.ndarray | Tensor | None], rows: range,
-            device: Device) -> Iterator[tuple[range, list]]:
-    """All `rows` in order, in batches on the device, of as many as suit it."""
-    cut = slices(rows, AT_ONCE[device.torch.type])
-    yield from zip(cut, batches(sources, cut, device.torch), strict=True)
 
 
 def mean_squared_error(network: nn.Module, batch: list) -> Tensor:

@@ -21,12 +21,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from gnime import arrays, figures, pipeline, training  # noqa: F401  imported here, so that no attempt has to
-from gnime.artifacts import load_checkpoint
+from gnime import arrays, pipeline, resuming  # noqa: F401  imported here, so that no attempt has to
+from gnime.checkpoints import load_checkpoint
 from gnime.cli import main
 from gnime.errors import GnimeError
-from gnime.runtime import provenance
+from gnime.report import figures  # noqa: F401  imported here, so that no attempt has to
 from gnime.sources import decode
+from gnime.system import provenance
 
 from . import malice
 from .child import attempt, mutate, write_over
@@ -45,7 +46,7 @@ KINDS = {
 
 
 def script(name: str, root: Path, *more: str) -> int:
-    training.SAVE_EVERY = 0.0  # every epoch: a kill then lands between savings as well as inside them
+    resuming.SAVE_EVERY = 0.0  # every epoch: a kill then lands between savings as well as inside them
     torch.set_num_threads(1)
     return main(name, [*FLAGS, "--root", str(root), *more])
 

@@ -5,16 +5,16 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-# before torch: the networks here are small, and threads that wait for each other on a busy machine cost minutes
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the networks here are small
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from gnime import figures, pipeline, reproduce  # noqa: E402
+from gnime import pipeline, reproduce  # noqa: E402
 from gnime.cli import main  # noqa: E402
 from gnime.config import target  # noqa: E402
+from gnime.report import figures  # noqa: E402
 
 HERE = Path(__file__).parent
 

@@ -168,7 +168,7 @@ def cuda():
         patch(Tensor, pin_memory=pin_memory)
         patch(torch.optim.Optimizer, _accelerator_graph_capture_health_check=lambda self: None,
               _cuda_graph_capture_health_check=lambda self: None)
-        stack.enter_context(mock.patch("gnime.data.ThreadPoolExecutor", AtOnce))
+        stack.enter_context(mock.patch("gnime.batches.ThreadPoolExecutor", AtOnce))
         stack.enter_context(Everywhere())
         waits.clear()
         yield

@@ -1,20 +1,20 @@
 """`accelerate` and `plain` of gnime.ops: the same outputs, gradients and state-dict keys, whatever the network."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.plain import plain_two_player_step
-from gnime.config import Stage, target
+from gnime.cli import resolve
+from gnime.config import TrainConfig, target
+from gnime.experiment import Experiment
 from gnime.models.classifier import Classifier
 from gnime.models.injector import Injector, two_player_step
 from gnime.models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
-from gnime.networks import build, classifier_spec, injector_spec, inverter_spec, obtain, rebuild
+from gnime.networks import NetworkTask, build, classifier_spec, injector_spec, inverter_spec, rebuild
 from gnime.ops import accelerate, classifier, inverters, plain
-from gnime.runtime import Device
 
 # wide enough, and with enough images, for Winograd's convolution; the last layers are thin
 NETWORKS = {  # name: (network, shapes of its inputs)
@@ -136,17 +136,19 @@ def test_the_plain_step_is_the_shared_step():
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec["network"])
-def test_what_is_trained_is_accelerated_and_classifiers_are_plain_when_they_are_ready(spec, tmp_path):
-    device, stage = Device(SimpleNamespace(gpu=-1, precision=None, deterministic=False)), Stage(1, 4)
+def test_networks_train_accelerated_and_classifiers_are_plain_afterwards(spec, tmp_path):
+    run = resolve("prepare", ["--gpu", "-1", "--root", str(tmp_path)])
     path, ours = tmp_path / "network.pt", [type(module) for module in build(spec).modules()]
     in_training = []
 
-    def make(network, state):
+    def train(network, file):
         in_training.extend(type(module) for module in network.modules())
         return {"epochs": 1, "seconds": 0.0}
 
+    task = NetworkTask("test", path, spec, {"kind": "test"}, TrainConfig(1, 4), ("test",), train,
+                       explained=spec["network"] == "classifier")
     for _ in ("made", "found"):
-        network = obtain(path, tmp_path, spec, {"kind": "test"}, stage, 0, device, "test", make).network
+        network = Experiment(run).load_or_train(task).network
         assert in_training != ours
-        assert [type(module) for module in network.modules()] == (ours if spec["network"] == "classifier" else in_training)
+        assert [type(module) for module in network.modules()] == (ours if task.explained else in_training)
     assert [type(module) for module in rebuild(path).modules()] == ours

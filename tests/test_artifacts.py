@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from gnime import arrays
-from gnime.artifacts import alone, digest_of, inside, load_checkpoint, prepare_root, save_checkpoint, write_text, writing
+from gnime.checkpoints import load_checkpoint, save_checkpoint
 from gnime.cli import resolve
 from gnime.errors import GnimeError
 from gnime.sources import decode
+from gnime.store import artifact_lock, digest_of, inside, prepare_root, write_text, writing
 from stress import malice
 from stress.child import mutate
 
@@ -190,8 +191,8 @@ def test_links_out_of_the_root_are_refused(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from gnime.artifacts import alone
-with alone(Path(sys.argv[1])):
+from gnime.store import artifact_lock
+with artifact_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -208,7 +209,7 @@ def test_the_second_waits_and_says_for_whom(tmp_path, capsys):
     path = tmp_path / "a.pt"
     holder = hold(path, 1.0)
     began = time.monotonic()
-    with alone(path):
+    with artifact_lock(path):
         waited = time.monotonic() - began
     assert waited > 0.3 and f"process {holder.pid} is making it" in capsys.readouterr().out
     assert holder.wait() == 0
@@ -223,7 +224,7 @@ def test_a_dead_holder_blocks_nobody_and_its_leftovers_go(tmp_path):
         part.write_text("half")
     holder.kill()
     holder.wait()
-    with alone(path):
+    with artifact_lock(path):
         assert not any(part.exists() for part in left) and other.exists()
 
 

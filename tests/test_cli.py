@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from gnime import pipeline
-from gnime.artifacts import load_checkpoint
+from gnime import experiment
+from gnime.checkpoints import load_checkpoint
 from gnime.cli import guarded, main, resolve
 from gnime.config import OFFICIAL
+from gnime.device import Device
 from gnime.errors import GnimeError, Stopped, UsageError
-from gnime.runtime import Device
 
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = ("prepare", "train", "eval")
@@ -72,8 +72,8 @@ def test_the_bare_scripts_run_the_embedded_data(tmp_path):
     for script in SCRIPTS:
         run = resolve(script, [])
         assert (run.target.name, run.xai, run.gpu, run.root, run.datasets) == ("digits", "lrp", 0, Path(), Path("datasets"))
-    assert resolve("eval", []).settings == ("predmi", "expmi", "rnd", "gnime")
-    assert resolve("eval", ["--settings", "gnime", "predmi", "gnime"]).settings == ("gnime", "predmi"), "each once"
+    assert resolve("eval", []).rows == ("predmi", "expmi", "rnd", "gnime")
+    assert resolve("eval", ["--settings", "gnime", "predmi", "gnime"]).rows == ("gnime", "predmi"), "each once"
     assert resolve("prepare", ["--target", "celeba", "--xai", "lrp", "--gpu", "0"]).target.size == 128
 
 
@@ -318,14 +318,14 @@ def test_a_damaged_or_foreign_artifact(scripts, root_copy, artifact, kind):
 
 
 def test_ctrl_c_in_a_script(scripts, tmp_path, monkeypatch):
-    original = pipeline.cross_entropy
+    original = experiment.cross_entropy
 
     def loss(network, batch):
         os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr(pipeline, "cross_entropy", original)
+        monkeypatch.setattr(experiment, "cross_entropy", original)
         return original(network, batch)
 
-    monkeypatch.setattr(pipeline, "cross_entropy", loss)
+    monkeypatch.setattr(experiment, "cross_entropy", loss)
     code, _, lines = scripts("prepare", tmp_path, "--batch-size", "30")
     assert code == 130 and "stopped after epoch 1; the same command goes on" in lines[-1]
     assert (tmp_path / "models/victim/digits.state.pt").exists() and not (tmp_path / "models/victim/digits.pt").exists()

@@ -8,11 +8,11 @@ import emulated
 import pytest
 import torch
 
-from gnime import data
+from gnime import batches
 from gnime.config import target
-from gnime.explainers import EXPLAINERS
+from gnime.device import full_fp32
 from gnime.networks import build, classifier_spec
-from gnime.runtime import exact
+from gnime.registry import EXPLAINERS
 
 # wide enough for a CPU's own formulations, in 32 bits whatever the device's default
 FLAGS = "--xai", "gradcam", "--width", 256, "--precision", "fp32"
@@ -51,7 +51,7 @@ def test_the_scripts_find_on_cuda_what_they_find_on_a_cpu(scripts, tmp_path, mon
     agree(found["settings"], expected)
 
     # from the start again: no array stays on the device, trainings stop after their first epoch and go on
-    monkeypatch.setattr(data, "RESIDENT", 0)
+    monkeypatch.setattr(batches, "CACHED_SHARE", 0)
     streamed = tmp_path / "streamed"
     with cuda():
         call(scripts, streamed, 0, "prepare")
@@ -63,10 +63,10 @@ def test_the_scripts_find_on_cuda_what_they_find_on_a_cpu(scripts, tmp_path, mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only the emulation counts")
-@pytest.mark.parametrize("resident", [data.RESIDENT, 0], ids=["resident", "streamed"])
+@pytest.mark.parametrize("resident", [batches.CACHED_SHARE, 0], ids=["resident", "streamed"])
 def test_no_step_of_a_training_waits_for_the_device(scripts, tmp_path, monkeypatch, resident):
     """What waits, waits once an epoch or an artifact, however many steps there are."""
-    monkeypatch.setattr(data, "RESIDENT", resident)
+    monkeypatch.setattr(batches, "CACHED_SHARE", resident)
     counts = {}
     for size in (24, 6):
         with emulated.cuda():
@@ -83,7 +83,7 @@ def test_explanations_are_those_of_a_cpu(name):
     explain, images = EXPLAINERS[name].load(), torch.rand(5, 1, 16, 16)
     victim = build(classifier_spec(target("digits"), 10)).eval()
     expected = explain(victim, images)
-    with cuda(), exact():
+    with cuda(), full_fp32():
         found = explain(victim.to("cuda:0"), images.to("cuda:0"))
         assert found.device.type == "cuda"
         torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gnime import arrays, data
-from gnime.artifacts import Paths
+from gnime.batches import batches, gather_rows, slices
 from gnime.cli import resolve
-from gnime.data import Splits, batches, load_images, missing_source, slices, take
+from gnime.data import Splits, load_images, missing_source
 from gnime.errors import GnimeError, UsageError
-from gnime.runtime import permutation
 from gnime.sources import decode, open_source, resize
+from gnime.store import Paths
+from gnime.system import permutation
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "datasets"
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def run_for(root, *flags):
 @settings(deadline=None)
 @given(st.integers(data.MINIMUM, 300_000), st.booleans())
 def test_splits_are_disjoint_and_cover(n, official):
-    s = Splits.of(n, official)
+    s = Splits.from_count(n, official)
     assert s.defender.start == 0 and s.defender.stop == s.attacker.start and s.attacker.stop == n
     assert 0 <= len(s.attacker) - len(s.defender) <= 1
     assert s.train.start == s.attacker.start and s.test.stop == n
@@ -51,7 +52,7 @@ def test_splits_are_disjoint_and_cover(n, official):
 @pytest.mark.parametrize("official", [False, True])
 def test_splits_of_the_paper(n, half, test, official):
     """mnist, cifar10, and 10 % of a celeba of 1,000 identities with 30 images each."""
-    s = Splits.of(n, official)
+    s = Splits.from_count(n, official)
     assert (len(s.defender), len(s.attacker), len(s.test)) == (half, half, test)
     assert len(s.train) == (half - test if official else (half - test) * 9 // 10)
 
@@ -299,17 +300,17 @@ def test_take_and_batches():
     maps = np.random.default_rng(1).random((10, 1, 4, 4), np.float32)
     labels = np.arange(10)
     rows = torch.tensor([7, 2, 2])
-    found = take(images, rows, CPU)
+    found = gather_rows(images, rows, CPU)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.from_numpy(images[[7, 2, 2]]).float() / 255)
-    assert take(labels, rows, CPU).tolist() == [7, 2, 2]
+    assert gather_rows(labels, rows, CPU).tolist() == [7, 2, 2]
     got = list(batches([images, None, maps, labels], slices(range(2, 9), 3), CPU))
     assert [batch[3].tolist() for batch in got] == [[2, 3, 4], [5, 6, 7], [8]]
     assert all(batch[1] is None for batch in got)
     torch.testing.assert_close(torch.cat([batch[2] for batch in got]), torch.from_numpy(maps[2:9]))
     resident = list(batches([torch.from_numpy(images), torch.from_numpy(labels)], [torch.tensor([1, 0]), range(3, 5)], CPU))
     assert [batch[1].tolist() for batch in resident] == [[1, 0], [3, 4]]
-    torch.testing.assert_close(resident[1][0], take(images, range(3, 5), CPU))
+    torch.testing.assert_close(resident[1][0], gather_rows(images, range(3, 5), CPU))
 
 
 def test_an_error_while_fetching_reaches_the_loop():

@@ -7,9 +7,10 @@ import pytest
 from helpers import run_of, write
 from PIL import Image
 
-from gnime import docs, figures, tables
+from gnime.registry import ROWS, colour
+from gnime.report import docs, figures, paper
+from gnime.report.paper import RELEASE
 from gnime.reproduce import main
-from gnime.tables import RELEASE
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -65,14 +66,14 @@ def cells(lines, setting, *first):
 
 def test_the_papers_table_by_hand(monkeypatch):
     monkeypatch.chdir(REPOSITORY)  # docs/table1.csv: mnist, grad, expmi: MSE 0.0051 ± 0.0003, SSIM 0.9065 ± 0.0133
-    lines = tables.paper_tables([run_of(0, expmi=0.0052), run_of(1, expmi=0.0058)])
+    lines = paper.paper_tables([run_of(0, expmi=0.0052), run_of(1, expmi=0.0058)])
     lines = lines[: lines.index("### cifar10, default mode")]
     row = cells(lines, "expmi", "grad")  # 0.0055 ± 0.0006 / sqrt 2; (0.0055 - 0.0051) / 0.0003
     assert row[:3] == ["0.0051 ± 0.0003", "0.0055 ± 0.0004 (n=2)", "+1.3"]
     assert row[3:6] == ["0.9065 ± 0.0133", "0.9450 ± 0.0042 (n=2)", "+2.9"]  # 0.0385 / 0.0133
     assert cells(lines, "expmi", "lrp")[:3] == ["0.0012 ± 0.0001", "not measured", ""]
     assert [cells(lines, "predmi", xai)[0] for xai in ("grad", "gradcam", "lrp")] == ["0.0237 ± 0.0001"] * 3
-    one = tables.paper_tables([run_of(0, predmi=0.0235, xai="lrp")])
+    one = paper.paper_tables([run_of(0, predmi=0.0235, xai="lrp")])
     assert cells(one[: one.index("### cifar10, default mode")], "predmi", "lrp")[1:3] == ["0.0235 (n=1)", "-2.0"]
 
 
@@ -80,12 +81,12 @@ def test_every_commit_that_trained_a_network_is_named():
     one, two = run_of(0, expmi=0.03), run_of(1, expmi=0.04)
     one["networks"] = {"victim": {"commit": "def"}, "expmi": {"commit": "abc"}, "injector": {"digest": "somebody else's"}}
     two["networks"] = {"victim": {"commit": None}}
-    assert "commit abc, def, None." in "\n".join(tables.reduced_tables([one, two]))
+    assert "commit abc, def, None." in "\n".join(paper.reduced_tables([one, two]))
 
 
 def test_reduced_tables_by_hand():
     runs = [run_of(10, expmi=0.03), run_of(2, expmi=0.01, gnime=0.04), run_of(3, expmi=0.02, gnime=0.06)]
-    lines = tables.reduced_tables(runs)
+    lines = paper.reduced_tables(runs)
     text = "\n".join(lines)
     assert "Seeds 2, 3, 10. 60 images of 1x32x32; attackers train on 22 and are tested on 6. Width 64, a = 100." in text
     rows = [line for line in lines if line.startswith("| expmi")]
@@ -94,19 +95,19 @@ def test_reduced_tables_by_hand():
     assert cells([line for line in lines if "±" in line], "gnime (n=2)")[0] == "0.0500 ± 0.0141"
     older = run_of(expmi=0.1)
     del older["settings"]["expmi"]["mse_quantiles"]
-    assert "| expmi | - | - |" in tables.reduced_tables([older])
+    assert "| expmi | - | - |" in paper.reduced_tables([older])
 
 
 def test_default_mode_against_official_by_hand():
     runs = [run_of(0, expmi=0.02, gnime=0.1), run_of(1, expmi=0.04), run_of(2, expmi=0.5),
             run_of(0, official=RELEASE, expmi=0.03), run_of(1, official=RELEASE, expmi=0.05, gnime=0.1),
             run_of(0, xai="lrp", expmi=0.02), run_of(1, xai="lrp", official=RELEASE, expmi=0.02)]
-    lines = tables.official_tables(runs)
+    lines = paper.official_tables(runs)
     assert [line for line in lines if line.startswith("###")] == ["### mnist, Gradient: default mode against `--official`"]
     row = cells(lines, "expmi")  # +50 % and +25 %: 37.5 ± 25 / sqrt 2; seed 2 has no partner
     assert row == ["0.0300 ± 0.0141", "0.0400 ± 0.0141", "37.5 ± 17.7", "0.7000 ± 0.1414", "0.6000 ± 0.1414", "2"]
     assert not [line for line in lines if line.startswith("| gnime")], "no seed has it in both modes"
-    assert tables.official_tables(runs[:3]) == []
+    assert paper.official_tables(runs[:3]) == []
 
 
 @pytest.mark.parametrize(("name", "xai", "batches", "pooled"), [
@@ -114,7 +115,7 @@ def test_default_mode_against_official_by_hand():
     ("orl_faces", "gradcam", False, True)])
 def test_choices_of_the_authors_that_can_have_acted(name, xai, batches, pooled):
     pair = [run_of(name=name, xai=xai, official=official, predmi=0.1) for official in ((), RELEASE)]
-    text = "\n".join(tables.official_tables(pair))
+    text = "\n".join(paper.official_tables(pair))
     assert ("predmi and expmi also twice the batch" in text) is batches
     assert ("averaged over a batch" in text) is pooled
     assert "one fixed order" in text and "gnime also the standardised clean explanation" in text
@@ -125,7 +126,7 @@ def test_the_authors_choices_one_by_one_by_hand(runner):
             run_of(0, official=("scale",), gnime=0.05),
             run_of(0, official=("order",), expmi=0.03), run_of(1, official=("order",), expmi=0.05),
             run_of(2, official=("order",), expmi=0.9), run_of(0, official=("gradcam", "order"), expmi=0.01)]
-    lines = tables.official_tables(runs)
+    lines = paper.official_tables(runs)
     start = lines.index("### mnist, Gradient: the authors' choices one by one")
     table = [line for line in lines[start:] if line.startswith("|")]
     assert table == ["| choice | expmi | gnime |", "|---|---|---|", "| scale | not measured | -50.0 (n=1) |",
@@ -133,9 +134,9 @@ def test_the_authors_choices_one_by_one_by_hand(runner):
                      "| gradcam order | -50.0 (n=1) | not measured |", "| all | 50.0 (n=1) | not measured |"]
     made = "a processor, CPU, commit abc"
     assert lines[-2] == f"Measured: single choices: {made}; default: {made}; all: {made}."
-    assert not any("one by one" in line for line in tables.official_tables(runs[:3])), "no choice was repeated alone"
-    assert "| order | not measured |" in tables.official_tables(runs[4:5]), "nothing to compare with"
-    assert sum(line.startswith("###") for line in tables.reduced_tables(runs)) == 2, "full tables of the two modes alone"
+    assert not any("one by one" in line for line in paper.official_tables(runs[:3])), "no choice was repeated alone"
+    assert "| order | not measured |" in paper.official_tables(runs[4:5]), "nothing to compare with"
+    assert sum(line.startswith("###") for line in paper.reduced_tables(runs)) == 2, "full tables of the two modes alone"
     write(runner, "reduced", *runs)
     assert {*docs.charts(docs.read_results(Path("results")))[Path("docs/figures/bars_reduced.png")][0]} == {
         "mnist", "mnist, official"}
@@ -168,7 +169,7 @@ def test_observations_by_hand():
     three = run_of(2, **{name.replace("-", "_"): numbers["mse"] for name, numbers in one["settings"].items()})
     for control in ("negative", "permutation"):
         three["settings"][control] = one["settings"][control]
-    assert tables._observations([one, two, three]) == [
+    assert paper._observations([one, two, three]) == [
         "- MSE expmi < rnd < gnime: 2 of 3 runs.",
         "- SSIM expmi > rnd > gnime: 2 of 3 runs.",
         "- TCA expmi > rnd > gnime: 2 of 3 runs.",
@@ -184,11 +185,11 @@ def test_observations_by_hand():
         "make of it).",
         "- Runs with a warning: 2 of 3 (warnings: rnd 3, negative 1).",
     ]
-    assert tables._observations([run_of(predmi=0.1)]) == ["- Runs with a warning: 0 of 1."]
-    some = tables._observations([one, run_of(1, predmi=0.1, expmi=0.02, rnd=0.03, gnime=0.05)])
+    assert paper._observations([run_of(predmi=0.1)]) == ["- Runs with a warning: 0 of 1."]
+    some = paper._observations([one, run_of(1, predmi=0.1, expmi=0.02, rnd=0.03, gnime=0.05)])
     assert some[0] == "- MSE expmi < rnd < gnime: 2 of 2 runs."
     assert "- Control noise of 4 times the distortion, MSE rnd < rnd-4: 1 of 1 runs." in some, "of those that have it"
-    some = tables._observations([run_of(predmi=0.1, class_mean=0.09)])
+    some = paper._observations([run_of(predmi=0.1, class_mean=0.09)])
     assert some[0].startswith("- Control class mean: MSE 0.900 times PredMI's. Of"), "without a blank one"
 
 
@@ -213,7 +214,7 @@ def test_charts_by_hand(runner, monkeypatch):
     spreads = sorted(line.get_segments()[0][1][1] - line.get_segments()[0][0][1] for line in one.collections)
     assert spreads == pytest.approx([0.0006, 0.0006, 2 * 0.002 / 2**0.5], abs=1e-9)
     shades = {bar.get_height(): bar.get_facecolor() for bar in one.patches}
-    assert figures.matplotlib.colors.to_hex(shades[0.012]) == figures.COLOURS["gnime"] and shades[0.0143][3] < 0.5
+    assert figures.matplotlib.colors.to_hex(shades[0.012]) == colour(ROWS["gnime"]) and shades[0.0143][3] < 0.5
     assert [text.get_text() for text in kept[0].legends[0].get_texts()] == ["expmi", "gnime", "paper"]
     figures.plt.close(kept[0])
 

@@ -8,7 +8,7 @@ from helpers import STACKS, small_classifier, stack
 from torch import nn
 
 from gnime import ops
-from gnime.explainers import EXPLAINERS
+from gnime.registry import EXPLAINERS
 
 
 @pytest.mark.parametrize("xai", EXPLAINERS)

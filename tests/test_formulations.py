@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gnime.data import channels_last
+from gnime.batches import channels_last
 from gnime.ops import convolution, pooling, upsampling, winograd
 from gnime.ops.convolution import conv
 from gnime.ops.pooling import relu_and_pool

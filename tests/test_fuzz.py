@@ -41,7 +41,7 @@ def test_any_line_resolves_or_is_refused(script, line):
             return
     assert isinstance(run, Run)
     assert run.summary() and run.command("train") and run.describe()
-    assert run.stage("classifier").epochs >= 1 and run.target.width % 64 == 0
+    assert run.train_config("classifier").epochs >= 1 and run.target.width % 64 == 0
 
 
 VALUES = {

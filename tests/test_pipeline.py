@@ -12,15 +12,16 @@ import torch
 from helpers import Killed
 from PIL import Image
 
-from gnime import evaluation, metrics, pipeline, training
-from gnime.artifacts import load_checkpoint
+from gnime import experiment, pipeline, resuming, training
+from gnime.checkpoints import load_checkpoint
 from gnime.data import Splits
-from gnime.explainers import EXPLAINERS
 from gnime.explainers.gradcam import gradcam
+from gnime.metrics import leakage
 from gnime.networks import rebuild
+from gnime.registry import EXPLAINERS
 
 N = 60  # images of `small_root`
-SPLITS = Splits.of(N)
+SPLITS = Splits.from_count(N)
 
 
 def results(root, xai="lrp"):
@@ -124,18 +125,19 @@ def test_a_choice_of_the_authors_refuses_what_it_acts_on_alone(scripts, root_cop
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("choice", ["scale", "order", "validation", "optimiser"])
 def test_a_choice_of_the_authors_is_made_alone(scripts, root_copy, monkeypatch, choice):
-    tasks, games, originals = [], [], (evaluation.fit, pipeline.play)
-    monkeypatch.setattr(evaluation, "fit", lambda task, *rest: tasks.append(task) or originals[0](task, *rest))
-    monkeypatch.setattr(pipeline, "play", lambda game, *rest: games.append(game) or originals[1](game, *rest))
+    tasks, games, originals = [], [], (experiment.fit, pipeline.fit_minmax)
+    monkeypatch.setattr(experiment, "fit", lambda task, *rest: tasks.append(task) or originals[0](task, *rest))
+    monkeypatch.setattr(pipeline, "fit_minmax", lambda game, *rest: games.append(game) or originals[1](game, *rest))
     shutil.rmtree(root_copy / "models")
     (root_copy / "aux/digits_lrp.hkl").unlink()
     for script in ("prepare", "train", "eval"):
         assert scripts(script, root_copy, "--official", choice)[0] == 0
-    splits = Splits.of(N, choice == "validation")
+    splits = Splits.from_count(N, choice == "validation")
     assert [game.official for game in games] == [choice == "scale"]
-    assert {task.shuffle for task in tasks} == {choice != "order"}
-    assert {len(task.rows) for task in tasks} == {len(splits.train)}
-    assert {task.stage.eps for task in tasks} == {games[0].stage.eps} == {1e-7 if choice == "optimiser" else 1e-8}
+    inverters = [task for task in tasks if not task.higher]
+    assert {task.shuffle for task in inverters} == {choice != "order"}
+    assert {len(task.rows) for task in inverters} == {len(splits.train)}
+    assert {task.config.eps for task in tasks} == {games[0].config.eps} == {1e-7 if choice == "optimiser" else 1e-8}
 
 
 def test_injector_is_scaled_by_the_defenders_half(small_root, files):
@@ -162,7 +164,7 @@ def test_numbers_follow_from_the_files(small_root, files, setting):
     found = results(small_root)["settings"][setting]
     assert found["mse"] == pytest.approx(squared.mean(), rel=1e-5)
     assert found["psnr"] == pytest.approx((-10 * np.log10(squared)).mean(), rel=1e-5)
-    assert found["ssim"] == pytest.approx(metrics.ssim(x, r).mean().item(), rel=1e-4)
+    assert found["ssim"] == pytest.approx(leakage.ssim(x, r).mean().item(), rel=1e-4)
     assert found["accuracy"] == pytest.approx((said == labels).float().mean().item())
     assert found["tca"] == pytest.approx((judged == labels).float().mean().item())
     assert found["deepsim"] == pytest.approx(math.exp(-np.sqrt(((features[0] - features[1]) ** 2).sum()) / len(x)), rel=1e-5)
@@ -192,10 +194,10 @@ def test_no_attacker_trains_on_a_test_image(scripts, root_copy, monkeypatch, off
     original, seen = training.fit, []
 
     def spy(task, *rest):
-        seen.append(task)
+        seen.extend([] if task.higher else [task])  # inverters, not classifiers
         return original(task, *rest)
 
-    monkeypatch.setattr(evaluation, "fit", spy)
+    monkeypatch.setattr(experiment, "fit", spy)
     if official:
         shutil.rmtree(root_copy)
         for script in ("prepare", "train"):
@@ -203,7 +205,7 @@ def test_no_attacker_trains_on_a_test_image(scripts, root_copy, monkeypatch, off
     else:
         shutil.rmtree(root_copy / "models/inv")
     assert scripts("eval", root_copy, *["--official"] * official, "--settings", "predmi", "expmi", "rnd", "gnime")[0] == 0
-    files, splits = Files(root_copy), Splits.of(N, official)
+    files, splits = Files(root_copy), Splits.from_count(N, official)
     assert [task.name for task in seen] == ["predmi", "expmi", "rnd", "gnime"]
     for task in seen:
         explanations, predictions, images = task.sources
@@ -264,7 +266,7 @@ def test_the_table_is_the_same_in_every_form(scripts, root_copy):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_killed_in_an_inverter_the_evaluation_ends_with_the_same_numbers(scripts, small_root, root_copy, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(resuming, "SAVE_EVERY", 0.0)
     shutil.rmtree(root_copy / "models/inv")
     shutil.rmtree(root_copy / "figures")
     steps, note = iter(range(1, 100)), training._note_finite

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from gnime import metrics
 from gnime.explainers.grad import grad
 from gnime.explainers.gradcam import gradcam
 from gnime.explainers.lrp import lrp
+from gnime.metrics import leakage
 from gnime.models.classifier import Classifier
 from gnime.models.injector import Injector, two_player_step
 from gnime.models.inversion import ExpMI
@@ -138,11 +138,11 @@ def pictures(metrics_file, request):
 
 @pytest.mark.parametrize("metric", ["mse", "psnr", "ssim"])
 def test_metric(pictures, metric):
-    ours = getattr(metrics, metric)(pictures["image"], pictures["reconstruction"].clamp(0, 1))
+    ours = getattr(leakage, metric)(pictures["image"], pictures["reconstruction"].clamp(0, 1))
     if pictures[metric].ndim == 0:
         ours = ours.mean()
     close(ours, pictures[metric])
 
 
 def test_deepsim(pictures):
-    close(metrics.deepsim(pictures["features_image"], pictures["features_reconstruction"]), pictures["deepsim"])
+    close(leakage.deepsim(pictures["features_image"], pictures["features_reconstruction"]), pictures["deepsim"])

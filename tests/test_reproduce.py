@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from helpers import Killed, run_of, write
 
-from gnime import docs, reproduce, training
+from gnime import reproduce, resuming, training
 from gnime.config import OFFICIAL
+from gnime.report import docs
 
 REPOSITORY = Path(__file__).parent.parent
 CELL = ["--preset", "reduced", "--targets", "digits", "--xai", "lrp", "--seeds", "0", "--gpu", "-1"]
@@ -96,7 +97,7 @@ def test_ctrl_c_is_no_budget(runner, small_root, monkeypatch):
 
 def test_killed_before_every_file_it_ends_with_the_same_result(runner, small_root, monkeypatch):
     """Each attempt dies when a file is about to appear that no attempt has died for."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(resuming, "SAVE_EVERY", 0.0)
     appear, died_for = Path.replace, []
 
     def mortal(part, path):

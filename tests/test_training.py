@@ -16,19 +16,21 @@ import torch
 from helpers import Killed
 from torch import nn
 
-from gnime import training
-from gnime.artifacts import load_checkpoint
-from gnime.config import Stage
+from gnime import device, resuming, training
+from gnime.checkpoints import load_checkpoint
+from gnime.config import TrainConfig
+from gnime.device import Device
 from gnime.errors import GnimeError, Stopped
 from gnime.models.classifier import Classifier
 from gnime.models.injector import Injector, two_player_step
 from gnime.models.inversion import ExpMI
 from gnime.ops import accelerate
-from gnime.runtime import Device, permutation
+from gnime.resuming import StateFile
+from gnime.system import permutation
 
 N = 44  # rows; 5 to 41 are trained on: 36, of which a batch of 16 leaves 4 over
 ROWS = range(5, 41)
-STAGE = Stage(epochs=3, batch_size=16, lr=2e-3, betas=(0.8, 0.99), eps=1e-6)
+CONFIG = TrainConfig(epochs=3, batch_size=16, lr=2e-3, betas=(0.8, 0.99), eps=1e-6)
 
 
 def arrays():
@@ -42,28 +44,29 @@ def cpu():
 
 
 def classifier(path, epochs=3, patience=10, validate=None, loss=training.cross_entropy, dropout=0.0, higher=True,
-               lr=STAGE.lr, **changes):
+               lr=CONFIG.lr, **changes):
     """A task of the kind that `prepare` runs, and its outcome."""
     torch.manual_seed(0)
     network, data = accelerate(Classifier((1, 16), 5, (4, 8), 16, dropout)), arrays()
-    stage = Stage(epochs, STAGE.batch_size, lr, STAGE.betas, STAGE.eps, patience)
-    task = training.Task("victim", network, stage, [data["image"], data["label"]], ROWS, loss,
-                         validate or (lambda n: -sum(p.abs().sum().item() for p in n.parameters())), higher, 3, **changes)
-    return network, lambda: training.fit(task, path, path.parent, {"kind": "test"}, cpu())
+    config = TrainConfig(epochs, CONFIG.batch_size, lr, CONFIG.betas, CONFIG.eps, patience)
+    task = training.TrainingTask("victim", network, config, [data["image"], data["label"]], ROWS, loss,
+                                 validate or (lambda n: -sum(p.abs().sum().item() for p in n.parameters())), higher, 3,
+                                 **changes)
+    return network, lambda: training.fit(task, StateFile(path, path.parent, {"kind": "test"}), cpu())
 
 
 def game(path, epochs=3, official=False, weight=5.0, rows=ROWS):
     torch.manual_seed(0)
     injector, inverter = accelerate(Injector(1, 16, 5, 64, 0.5, 0.3)), accelerate(ExpMI(1, 16, 5, 1, 16, 64))
     data = arrays()
-    stage = Stage(epochs, STAGE.batch_size, STAGE.lr, STAGE.betas, STAGE.eps)
-    played = training.Game(injector, inverter, stage, [data[name] for name in ("explanation", "prediction", "image")], rows,
-                           weight, 3, official)
-    return injector, inverter, lambda: training.play(played, path, path.parent, {"kind": "test"}, cpu(), 2, lambda epoch: None)
+    config = TrainConfig(epochs, CONFIG.batch_size, CONFIG.lr, CONFIG.betas, CONFIG.eps)
+    sources = [data[name] for name in ("explanation", "prediction", "image")]
+    task = training.MinMaxTask(injector, inverter, config, sources, rows, weight, 3, 2, lambda epoch: None, official)
+    return injector, inverter, lambda: training.fit_minmax(task, StateFile(path, path.parent, {"kind": "test"}), cpu())
 
 
 def adam(network):
-    return torch.optim.Adam(network.parameters(), STAGE.lr, STAGE.betas, STAGE.eps, foreach=False, fused=False)
+    return torch.optim.Adam(network.parameters(), CONFIG.lr, CONFIG.betas, CONFIG.eps, foreach=False, fused=False)
 
 
 def same(network, other, atol=0.0):
@@ -114,7 +117,7 @@ def test_fit_is_a_plain_loop(tmp_path, shuffle):
 
 
 @pytest.mark.parametrize("official", [False, True])
-def test_play_is_a_plain_loop(tmp_path, official):
+def test_fit_minmax_is_a_plain_loop(tmp_path, official):
     """floor(36 / 16) = 2 batches an epoch, drawn without replacement; both players step after the same forward pass."""
     injector, inverter, play = game(tmp_path / "a.state.pt", official=official)
     plain, data = [copy.deepcopy(injector), copy.deepcopy(inverter)], arrays()
@@ -173,7 +176,7 @@ def killer(monkeypatch, at):
 
 
 def test_killed_in_an_epoch_it_goes_on_from_the_last_saved_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(resuming, "SAVE_EVERY", 0.0)
     for make, steps in ((lambda p: classifier(p, dropout=0.5), 3), (game, 2)):
         whole, *_, train = make(tmp_path / f"whole{steps}.state.pt")
         expected = train()
@@ -240,7 +243,7 @@ def test_early_stopping_where_lower_is_better(tmp_path):
 @pytest.mark.parametrize("when", [(2, 2, "nothing was saved yet"), (8, 3, "keeps epoch 2")])
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path, monkeypatch, when):
     at, epoch_of, kept = when
-    monkeypatch.setattr(training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(resuming, "SAVE_EVERY", 0.0)
     steps = iter(range(1, 100))
 
     def loss(network, batch):
@@ -324,28 +327,26 @@ if __name__ == "__main__":
 
 
 def test_a_process_without_rows_of_a_batch_takes_part_in_the_sum(monkeypatch):
-    from gnime import runtime
-
-    monkeypatch.setattr(runtime.dist, "all_reduce", lambda flat: flat.add_(1))  # what another process sends
+    monkeypatch.setattr(device.dist, "all_reduce", lambda flat: flat.add_(1))  # what another process sends
     network = torch.nn.Linear(2, 3)
-    runtime.average_gradients(network, world=2)
+    device.average_gradients(network, world=2)
     assert all((parameter.grad == 1).all() for parameter in network.parameters())
 
 
 FREED = """
 import re
 from pathlib import Path
-from gnime.runtime import hand_back_memory, keep_freed_memory
+from gnime.system import release_freed_memory, retain_freed_memory
 import torch
 
 def resident():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # MiB
 
-keep_freed_memory()
+retain_freed_memory()
 before = resident()
 torch.ones(25, 2**20)
 kept = resident()
-hand_back_memory()
+release_freed_memory()
 print(before, kept, resident())
 """
 

@@ -7,15 +7,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from .artifacts import digest_of, writing
+from ..registry import METRICS, ROWS, colour
+from ..store import digest_of, writing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend comes first: there may be no screen
-
-COLOURS = {"predmi": "#7f7f7f", "expmi": "#d62728", "rnd": "#ff7f0e", "ond": "#9467bd", "gnime": "#1f77b4",
-           "rnd-0": "#f5c6a0", "rnd-4": "#a04000", "negative": "#8c564b", "permutation": "#e377c2", "class-mean": "#17becf",
-           "blank": "#bcbd22"}
-
 
 NOTE = "gnime-drawn-from"  # a PNG's text chunk
 
@@ -50,14 +46,14 @@ def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> No
     _save(figure, path)
 
 
-def comparison(path: Path, image: Tensor, explanation: Tensor, outcomes: dict) -> None:
+def comparison(path: Path, image: Tensor, explanation: Tensor, results: dict) -> None:
     """Per test image: original, explanation, GNIME's protected explanation, each attacker's reconstruction with its MSE."""
     columns = [("original", image, None), ("explanation", explanation, None)]
-    if "gnime" in outcomes:
-        columns.append(("protected\nexplanation", outcomes["gnime"].shown_explanation, None))
-    for name, outcome in outcomes.items():
-        texts = [f"MSE {value:.4f}" for value in outcome.per_image["mse"][: len(image)].tolist()]
-        columns.append((f"attacker:\n{name}", outcome.shown, texts))
+    if "gnime" in results:
+        columns.append(("protected\nexplanation", results["gnime"].shown_explanation, None))
+    for name, result in results.items():
+        texts = [f"MSE {value:.4f}" for value in result.per_image["mse"][: len(image)].tolist()]
+        columns.append((f"attacker:\n{name}", result.shown, texts))
     _grid(columns, path)
 
 
@@ -67,24 +63,26 @@ def injector_progress(path: Path, image: Tensor, explanation: Tensor, protected:
            ("sparring\ninverter", found, None)], path)
 
 
-def metric_bars(path: Path, outcomes: dict) -> None:
+def metric_bars(path: Path, results: dict) -> None:
     """A panel per metric, a bar per setting."""
-    panels = {"mse": "MSE, 95 % interval (higher: safer)", "ssim": "SSIM (lower: safer)",
-              "accuracy": "reclassification accuracy", "tca": "TCA",
-              "deepsim": "DeePSiM", "distortion": "explanation distortion"}
-    names = list(outcomes)
-    figure, axes = plt.subplots(2, 3, figsize=(max(9.0, 1.7 * len(names)), 5.6))
-    for axis, (metric, title) in zip(axes.flat, panels.items(), strict=True):
-        values = [outcomes[name].numbers.get(metric) for name in names]
-        bars = axis.bar(names, [value or 0 for value in values], color=[COLOURS[name] for name in names])
+    panels = {name: metric for name, metric in METRICS.items() if name != "psnr"}  # MSE again, on another scale
+    names, columns = list(results), 3
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(max(9.0, 1.7 * len(names)), 2.8 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (name, metric) in zip(axes.flat, panels.items(), strict=False):
+        values = [results[row].numbers.get(name) for row in names]
+        bars = axis.bar(names, [value or 0 for value in values], color=[colour(ROWS[row]) for row in names])
         tops = bars
-        if metric == "mse":
-            spans = [outcomes[name].numbers["mse_interval"] for name in names]
+        if name == "mse":
+            spans = [results[row].numbers["mse_interval"] for row in names]
             errors = np.array([[v - low, high - v] for v, (low, high) in zip(values, spans, strict=True)]).T.clip(0)
             axis.errorbar(names, values, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
             tops = axis.bar(names, [high for _, high in spans], alpha=0)  # labels stand above the intervals
         axis.bar_label(tops, ["-" if value is None else f"{value:.3g}" for value in values], fontsize=7, padding=2)
-        axis.set_title(title, fontsize=9)
+        title = metric.title + (", 95 % interval" if name == "mse" else "")
+        axis.set_title(title + (f" ({metric.safer}: safer)" if metric.safer else ""), fontsize=9)
         axis.tick_params(labelsize=8)
         axis.tick_params(axis="x", rotation=30 if len(names) > 4 else 0)
         axis.margins(y=0.15)
@@ -121,7 +119,7 @@ def training_curves(path: Path, losses: list, histories: dict[str, list], weight
     for name, history in histories.items():
         if history:
             values = np.asarray(history)[:, 1]
-            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=COLOURS[name],
+            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=colour(ROWS[name]),
                       marker="." if len(values) < 3 else None)
     axis.set_yscale("log")
     axis.set_title("attackers: validation MSE", fontsize=9)
@@ -151,7 +149,7 @@ def seed_bars(path: Path, ours: dict, paper: dict) -> None:
             drawn |= _panel(axis, ours[panel], paper.get(panel, {}))
             axis.set_title(panel, fontsize=10)
         figure.axes[-len(row)].set_ylabel("MSE (higher: safer)", fontsize=9)
-    labels = [name for name in (*COLOURS, "paper") if name in drawn]
+    labels = [name for name in (*ROWS, "paper") if name in drawn]
     figure.legend([drawn[name] for name in labels], labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8,
                   ncols=len(labels) if most > 2 else 4, frameon=False, title="mean and standard deviation over seeds",
                   title_fontsize=9)
@@ -180,10 +178,11 @@ def _panel(axis, groups: dict, paper: dict) -> dict:
         for name, numbers in bars.items():
             style = {"width": width, "capsize": 2, "error_kw": {"linewidth": 1}}
             spread = np.std(numbers, ddof=1) if len(numbers) > 1 else None
-            drawn[name] = axis.bar(at - (0.225 if known else 0), np.mean(numbers), yerr=spread, color=COLOURS[name], **style)
+            style["color"] = colour(ROWS[name])
+            drawn[name] = axis.bar(at - (0.225 if known else 0), np.mean(numbers), yerr=spread, **style)
             if name in known:
                 mean, spread = known[name]
-                axis.bar(at + 0.225, mean, yerr=spread, color=COLOURS[name], **pale, **style)
+                axis.bar(at + 0.225, mean, yerr=spread, **pale, **style)
                 drawn["paper"] = plt.Rectangle((0, 0), 1, 1, facecolor="black", **pale)
             at += 1
         at += 1.5

@@ -7,15 +7,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from .config import OFFICIAL
-from .explainers import EXPLAINERS
-from .settings import SETTINGS
+from ..config import OFFICIAL
+from ..registry import EXPLAINERS, METRICS, PAPER_EXPLAINERS, PAPER_ROWS, RESIDUAL, ROWS
 
 PAPER = Path("docs/table1.csv")
-METRICS = ("mse", "ssim", "tca", "deepsim")
-REDUCED_METRICS = ("mse", "psnr", "ssim", "accuracy", "tca", "deepsim", "distortion", "residual_leakage")
-TITLES = {"mse": "MSE", "psnr": "PSNR", "ssim": "SSIM", "accuracy": "accuracy", "tca": "TCA", "deepsim": "DeePSiM",
-          "distortion": "distortion", "residual_leakage": "residual leakage"}
+PAPER_METRICS = ("mse", "ssim", "tca", "deepsim")  # in every one of the paper's tables
+TITLES = {name: metric.title for name, metric in METRICS.items()} | {RESIDUAL: "residual leakage"}
 TARGETS = ("mnist", "cifar10", "celeba")  # of the paper's table; its ImageNet-100 is not a target of ours
 DEFAULT, RELEASE = (), tuple(OFFICIAL)  # none of the authors' choices repeated, and all
 
@@ -25,7 +22,7 @@ def read_paper() -> dict[tuple[str, str, str, str], tuple[float, float]]:
     with PAPER.open(encoding="utf-8") as file:
         rows = [(row, (float(row["mean"]), float(row["std"]))) for row in csv.DictReader(file)]
     return {(row["target"], xai, row["setting"], row["metric"]): numbers for row, numbers in rows
-            for xai in ([row["xai"]] if row["xai"] else EXPLAINERS)}
+            for xai in ([row["xai"]] if row["xai"] else PAPER_EXPLAINERS)}
 
 
 def _spread(values: Iterable[float | None], digits: int = 4) -> str:
@@ -60,8 +57,8 @@ def values(runs: list[dict], setting: str, metric: str) -> list:
 
 
 def _settings(runs: list[dict]) -> list[str]:
-    """What any of the runs has, in the order of `SETTINGS`."""
-    return [setting for setting in SETTINGS if any(setting in run["settings"] for run in runs)]
+    """What any of the runs has, in the order of `ROWS`."""
+    return [setting for setting in ROWS if any(setting in run["settings"] for run in runs)]
 
 
 def paper_tables(runs: list[dict]) -> list[str]:
@@ -75,14 +72,14 @@ def paper_tables(runs: list[dict]) -> list[str]:
             continue
         for name in TARGETS:
             rows = []
-            for xai in EXPLAINERS:
-                for setting in ("predmi", "expmi", "rnd", "ond", "gnime"):
+            for xai in PAPER_EXPLAINERS:
+                for setting in PAPER_ROWS:
                     row = [xai, setting]
-                    for metric in METRICS:
+                    for metric in PAPER_METRICS:
                         row += _cell(paper, measured.get((name, xai, official), []), name, xai, setting, metric)
                     rows.append(row)
             head = ["explainer", "setting"]
-            head += [f"{TITLES[metric]} {what}" for metric in METRICS for what in ("paper", "ours", "diff/std")]
+            head += [f"{TITLES[metric]} {what}" for metric in PAPER_METRICS for what in ("paper", "ours", "diff/std")]
             lines += [f"### {name}, {mode}", "", *_table(head, rows)]
     return lines
 
@@ -108,9 +105,9 @@ def reduced_tables(runs: list[dict]) -> list[str]:
             n = len(values(seeds, setting, "mse"))
             label = setting if n == len(seeds) else f"{setting} (n={n})"
             rows.append([label] + [_spread(values(seeds, setting, metric), 2 if metric == "psnr" else 4)
-                                   for metric in REDUCED_METRICS])
+                                   for metric in TITLES])
             spreads.append([label, *_over_images(seeds, setting)])
-        lines += _table(["setting", *(TITLES[m] for m in REDUCED_METRICS)], rows)
+        lines += _table(["setting", *(TITLES[m] for m in TITLES)], rows)
         lines += _table(["setting", "MSE over images: median [5 %, 95 %]", "mean: 95 % interval"], spreads)
         lines += [*_observations(seeds), ""]
     return lines
@@ -133,7 +130,7 @@ def official_tables(runs: list[dict]) -> list[str]:
         default, official = ({run["seed"]: run["settings"] for run in groups.get((name, xai, mode), [])}
                              for mode in (DEFAULT, RELEASE))
         rows = []
-        for setting in SETTINGS:
+        for setting in ROWS:
             both = [(default[seed][setting], official[seed][setting]) for seed in sorted(default.keys() & official.keys())
                     if setting in default[seed] and setting in official[seed]]
             if both:
@@ -248,9 +245,9 @@ def _observations(runs: list[dict]) -> list[str]:
 
 
 def _warnings(runs: list[dict]) -> str:
-    """How many runs warn of themselves, and of which settings (`evaluation.compare`: "<setting>: ...")."""
+    """How many runs warn of themselves, and of which settings (`evaluate.compare`: "<setting>: ...")."""
     counts = Counter(warning.split(":")[0] for run in runs for warning in run["warnings"])
-    names = ", ".join(f"{setting} {counts[setting]}" for setting in SETTINGS if counts[setting])
+    names = ", ".join(f"{setting} {counts[setting]}" for setting in ROWS if counts[setting])
     return (f"- Runs with a warning: {sum(bool(run['warnings']) for run in runs)} of {len(runs)}"
             + (f" (warnings: {names})." if names else "."))
 

@@ -3,46 +3,49 @@
 import pytest
 import torch
 
-from gnime import evaluation
 from gnime.cli import resolve
-from gnime.defences import DEFENCES, Means, _noise
-from gnime.evaluation import Outcome, compare
+from gnime.defences import DefenceInputs
+from gnime.defences.class_mean import class_means
+from gnime.defences.noise import row_noise
+from gnime.device import Device
+from gnime.evaluate import Result, compare
 from gnime.models.inversion import ExpMI
-from gnime.runtime import Device, generator
+from gnime.registry import DEFENCES
+from gnime.system import generator
 
 
 def test_defences_by_hand():
     e, y, x = torch.rand(64, 2, 8, 8), torch.eye(4)[torch.arange(64) % 4], torch.rand(64, 1, 16, 16)
     span = range(128, 192)
-    assert DEFENCES["none"](Means(0))(e, y, x, span) is e
-    torch.testing.assert_close(DEFENCES["negative"](Means(0))(e, y, x, span), 1 - e)
-    noise = DEFENCES["rnd"](Means(3, variance=0.04))
+    assert DEFENCES["none"].load()(DefenceInputs(0))(e, y, x, span) is e
+    torch.testing.assert_close(DEFENCES["negative"].load()(DefenceInputs(0))(e, y, x, span), 1 - e)
+    noise = DEFENCES["rnd"].load()(DefenceInputs(3, variance=0.04))
     assert (noise(e, y, x, span) - e).var().item() == pytest.approx(0.04, rel=0.05)
     assert (noise(e, y, x, span) - e).mean().abs() < 0.01
     assert noise(e, y, x, span).equal(noise(e, y, x, span)), "asked twice, the same draw"
     assert not noise(e, y, x, span).equal(noise(e, y, x, range(64)))
-    assert not noise(e, y, x, span).equal(DEFENCES["rnd"](Means(4, variance=0.04))(e, y, x, span))
+    assert not noise(e, y, x, span).equal(DEFENCES["rnd"].load()(DefenceInputs(4, variance=0.04))(e, y, x, span))
     assert noise(e, y, x, span).min() < 0, "not clipped"
-    shuffled = DEFENCES["permutation"](Means(3))(e, y, x, span)
+    shuffled = DEFENCES["permutation"].load()(DefenceInputs(3))(e, y, x, span)
     assert not shuffled.equal(e)
     torch.testing.assert_close(shuffled.flatten(2).sort(2).values, e.flatten(2).sort(2).values)
-    assert shuffled[0].equal(DEFENCES["permutation"](Means(3))(e[:1], y, x, range(5))[0]), "one order for all"
+    assert shuffled[0].equal(DEFENCES["permutation"].load()(DefenceInputs(3))(e[:1], y, x, range(5))[0]), "one order for all"
     means = torch.rand(4, 2, 8, 8)
-    assert DEFENCES["class-mean"](Means(0, class_means=means))(e, y, x, span)[5].equal(means[1])
-    assert DEFENCES["blank"](Means(0))(e, y, x, span).equal(torch.zeros_like(e))
+    assert DEFENCES["class-mean"].load()(DefenceInputs(0, class_means=means))(e, y, x, span)[5].equal(means[1])
+    assert DEFENCES["blank"].load()(DefenceInputs(0))(e, y, x, span).equal(torch.zeros_like(e))
 
 
 @pytest.mark.parametrize("name", ["rnd", "ond"])
 def test_the_draw_of_a_row_is_the_same_whatever_rows_are_asked_for_with_it(name):
     e, y, x = torch.rand(600, 1, 8, 8), torch.randn(600, 4), torch.rand(600, 1, 16, 16)
-    protect = DEFENCES[name](Means(3, variance=0.01, inverter=ExpMI(1, 8, 4, 1, 16, 64).eval()))
+    protect = DEFENCES[name].load()(DefenceInputs(3, variance=0.01, frozen_inverter=ExpMI(1, 8, 4, 1, 16, 64).eval()))
     together = protect(e, y, x, range(600))
     parts = [range(0, 64), range(64, 300), range(300, 301), range(301, 600)]
     apart = torch.cat([protect(*(m[part.start : part.stop] for m in (e, y, x)), part) for part in parts])
     torch.testing.assert_close(apart, together)
     drawn = torch.randn(256, 1, 8, 8, generator=generator(3, name, 256))  # what attackers of earlier versions saw
-    assert _noise(3, name, e, range(260, 512)).equal(drawn[4:])
-    assert _noise(3, name, e, range(0)).shape == (0, 1, 8, 8)
+    assert row_noise(3, name, e, range(260, 512)).equal(drawn[4:])
+    assert row_noise(3, name, e, range(0)).shape == (0, 1, 8, 8)
 
 
 def test_ond_hurts_a_frozen_inverter_more_than_noise_of_its_size():
@@ -50,8 +53,8 @@ def test_ond_hurts_a_frozen_inverter_more_than_noise_of_its_size():
     e, y = torch.rand(32, 1, 8, 8), torch.randn(32, 4)
     with torch.no_grad():
         x = inverter(e, y)  # what it finds undefended is right
-    means = Means(3, variance=0.01, inverter=inverter)
-    found = {name: DEFENCES[name](means)(e, y, x, range(32)) for name in ("ond", "rnd")}
+    means = DefenceInputs(3, variance=0.01, frozen_inverter=inverter)
+    found = {name: DEFENCES[name].load()(means)(e, y, x, range(32)) for name in ("ond", "rnd")}
     per_image = (found["ond"] - e).square().flatten(1).mean(1)
     torch.testing.assert_close(per_image, torch.full((32,), 0.01))
     with torch.no_grad():
@@ -63,14 +66,14 @@ def test_ond_hurts_a_frozen_inverter_more_than_noise_of_its_size():
 def test_class_means_by_hand():
     maps = torch.tensor([[0.0, 1.0], [0.4, 0.6], [1.0, 1.0], [9.0, 9.0]]).view(4, 1, 1, 2)
     logits = torch.tensor([[5.0, 0.0, 0.0], [4.0, 1.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 7.0]])
-    found = evaluation.class_means(maps, logits, range(3), Device(resolve("eval", ["--gpu", "-1"])))
+    found = class_means(maps, logits, range(3), Device(resolve("eval", ["--gpu", "-1"])))
     expected = torch.tensor([[0.2, 0.8], [1.0, 1.0], [1.4 / 3, 2.6 / 3]]).view(3, 1, 1, 2)
     torch.testing.assert_close(found, expected)  # the third class has none: the mean of all
 
 
 def outcome(mse, distortion=0.1, spread=0.001):
     numbers = {"mse": mse, "mse_interval": [mse - spread, mse + spread], "distortion": distortion}
-    return Outcome(numbers, {}, torch.empty(0), None)
+    return Result(numbers, {}, torch.empty(0), None)
 
 
 def test_comparison_of_settings():

@@ -5,13 +5,12 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from ..config import OFFICIAL
+from ..errors import GnimeError
+from ..registry import EXPLAINERS, ROWS
+from ..store import digest_of, write_text
 from . import figures
-from .artifacts import digest_of, write_text
-from .config import OFFICIAL
-from .errors import GnimeError
-from .explainers import EXPLAINERS
-from .settings import SETTINGS
-from .tables import document, read_paper, values, whole_modes
+from .paper import document, read_paper, values, whole_modes
 
 DOCS = Path("docs/results.md")
 # of a run's file, what the tables read
@@ -33,7 +32,7 @@ def read_result(path: Path) -> dict:
         whole = (all(isinstance(run[key], kind) for key, kind in KINDS.items()) and run["xai"] in EXPLAINERS
                  and all(run[key].keys() >= names for key, names in PARTS.items())
                  and run["configuration"]["official"] == [name for name in OFFICIAL if name in run["configuration"]["official"]]
-                 and all(setting in SETTINGS and numbers.keys() >= NUMBERS and numbers["mse"] > 0
+                 and all(setting in ROWS and numbers.keys() >= NUMBERS and numbers["mse"] > 0
                          for setting, numbers in run["settings"].items()))
     except (ValueError, LookupError, TypeError, AttributeError):
         whole = False
@@ -63,7 +62,7 @@ def charts(found: dict[str, list[dict]]) -> dict[Path, tuple[dict, dict]]:
         ours, theirs = defaultdict(dict), defaultdict(dict)
         for (name, xai, official), seeds in sorted(whole_modes(runs).items(), key=lambda item: (item[0][2], item[0])):
             panel, title = name + (", official" if official else ""), EXPLAINERS[xai].title
-            bars = {setting: values(seeds, setting, "mse") for setting in SETTINGS}
+            bars = {setting: values(seeds, setting, "mse") for setting in ROWS}
             ours[panel][title] = {setting: numbers for setting, numbers in bars.items() if numbers}
             known = {setting: paper.get((name, xai, setting, "mse")) for setting in ours[panel][title]}
             theirs[panel][title] = {setting: numbers for setting, numbers in known.items() if numbers}

@@ -1,4 +1,4 @@
-"""What the attacker recovered: images against their reconstructions. Pure functions; images (N, C, H, W) in [0, 1]."""
+"""Images against their reconstructions. Pure functions; images (N, C, H, W) in [0, 1]."""
 
 import math
 
@@ -30,10 +30,14 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).float()
 
 
+def squared_distance(one: Tensor, other: Tensor) -> Tensor:
+    """Squared Euclidean distance per row, (N,) float64."""
+    return (one.double() - other.double()).square().flatten(1).sum(1)
+
+
 def deepsim(features_image: Tensor, features_reconstruction: Tensor) -> float:
     """DeePSiM = exp(-||F(r) - F(x)||_F / N) over (N, F) features; compare it only at equal N."""
-    squared = (features_reconstruction.double() - features_image.double()).square().sum().item()
-    return deepsim_of(squared, len(features_image))
+    return deepsim_of(squared_distance(features_reconstruction, features_image).sum().item(), len(features_image))
 
 
 def deepsim_of(squared: float, n: int) -> float:
@@ -41,12 +45,12 @@ def deepsim_of(squared: float, n: int) -> float:
     return math.exp(-math.sqrt(squared) / n)
 
 
-def residual_leakage(setting: float, predmi: float, expmi: float) -> float | None:
-    """(setting - predmi) / (expmi - predmi), in MSE: what of the explanation's leak is left, 1 undefended, 0 nothing.
+def residual_leakage(row: float, predmi: float, expmi: float) -> float | None:
+    """(row - predmi) / (expmi - predmi), in MSE: the share of the explanation's leak that is left, 1 undefended, 0 none.
 
-    None where the undefended attacker is no better than PredMI: then no leak was found that could be left.
+    None where the undefended attacker is no better than PredMI: then no leak was found.
     """
-    return (predmi - setting) / (predmi - expmi) if expmi < predmi else None
+    return (predmi - row) / (predmi - expmi) if expmi < predmi else None
 
 
 def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 1000, level: float = 0.95) -> tuple[float, float]:

@@ -1,0 +1,31 @@
+"""Defences: an explanation in, the map that the service publishes instead. A file each; `registry.DEFENCES` names them.
+
+A defence is deterministic for given rows: a service that is asked twice must not send another draw.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+# (explanations (n, K, S, S), predictions (n, classes), images (n, C, T, T), their row numbers) -> maps (n, K, S, S)
+Protect = Callable[[Tensor, Tensor, Tensor, range], Tensor]
+
+
+@dataclass
+class DefenceInputs:
+    """The material of defences. A defence finds here the seed and the fields that its registry entry `needs`.
+
+    Attributes:
+        seed: of noise and permutation.
+        injector: the trained noise injector.
+        variance: mean squared distortion of GNIME on the test set; RND and OND distort as much.
+        frozen_inverter: an ExpMI that is trained on the defender's half.
+        class_means: (classes, K, S, S) mean explanation of the defender's images by predicted class.
+    """
+
+    seed: int
+    injector: nn.Module | None = None
+    variance: float | None = None
+    frozen_inverter: nn.Module | None = None
+    class_means: Tensor | None = None

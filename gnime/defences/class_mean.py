@@ -1,0 +1,25 @@
+"""The mean explanation of the predicted class."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batches import iter_batches
+from ..device import Device
+from . import DefenceInputs, Protect
+
+
+def class_mean(inputs: DefenceInputs) -> Protect:
+    """Adds nothing to the prediction about this image, so it leaks no more than the prediction and the defender's data."""
+    return lambda explanation, prediction, image, rows: inputs.class_means[prediction.argmax(1)]
+
+
+def class_means(explanations: np.ndarray | Tensor, logits: np.ndarray | Tensor, rows: range, device: Device) -> Tensor:
+    """(classes, K, S, S): mean explanation of these rows by predicted class; of all of them where a class has none."""
+    totals = torch.zeros(logits.shape[1], *explanations.shape[1:], device=device.torch)
+    counts = torch.zeros(logits.shape[1], device=device.torch)
+    for _, (explanation, prediction) in iter_batches([explanations, logits], rows, device.torch):
+        totals.index_add_(0, prediction.argmax(1), explanation)
+        counts += torch.bincount(prediction.argmax(1), minlength=len(counts))
+    overall = totals.sum(0) / counts.sum()
+    return torch.where(counts.view(-1, 1, 1, 1) > 0, totals / counts.clamp(min=1).view(-1, 1, 1, 1), overall)

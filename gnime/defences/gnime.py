@@ -1,0 +1,8 @@
+"""GNIME: the trained noise injector (paper, section 3)."""
+
+from . import DefenceInputs, Protect
+
+
+def gnime(inputs: DefenceInputs) -> Protect:
+    """The injector's map."""
+    return lambda explanation, prediction, image, rows: inputs.injector(explanation, prediction)

@@ -1,0 +1,160 @@
+"""protect -> attack -> measure -> compare: the rows of the table, each with attackers of its own."""
+
+import itertools
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import import_module
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .arrays import scratch
+from .attackers import Fitted, Reconstruct
+from .batches import Rows, cache_on_device, iter_batches
+from .data import AttackerData
+from .device import full_fp32
+from .experiment import Experiment
+from .metrics.leakage import bootstrap_interval, mse, residual_leakage
+from .registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, ROWS, Row
+
+SHOWN = 5  # test images in the pictures: they fit a screen
+
+
+@dataclass
+class Result:
+    """What one row's best attacker recovered: numbers, values per test image, and pictures of the first few."""
+
+    numbers: dict
+    per_image: dict[str, Tensor]
+    shown: Tensor  # (SHOWN, C, S, S) reconstructions
+    shown_explanation: Tensor | None
+    attacker: dict = field(default_factory=dict)  # its record
+    history: list = field(default_factory=list)
+
+
+def protect(experiment: Experiment, row: Row) -> Rows | None:
+    """The maps that the row's service publishes of the attacker's half; None where it withholds them."""
+    clean, device = experiment.attacker_data, experiment.device.torch
+    if row.defence is None:
+        return None
+    if row.defence == "none":
+        return clean.explanations
+    defence = DEFENCES[row.defence].load()(experiment.defence_inputs(row), **row.parameters)
+    maps = scratch(tuple(clean.explanations.shape), np.float32, experiment.paths.aux)
+    sources = [clean.explanations, clean.predictions, clean.images]
+    with torch.no_grad(), full_fp32():
+        for rows, (explanation, prediction, image) in iter_batches(sources, range(len(clean.images)), device):
+            maps[rows.start : rows.stop] = defence(explanation, prediction, image, rows).float().cpu().numpy()
+    return cache_on_device(maps, device)
+
+
+def attack(experiment: Experiment, row: Row, attacker: str, shown: AttackerData) -> Fitted:
+    """The attacker of that name, after it has learnt from `shown`."""
+    fitted = ATTACKERS[attacker].load()(experiment, row, shown)
+    return fitted if isinstance(fitted, Fitted) else Fitted(fitted)
+
+
+def validation_error(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerData) -> float:
+    """Mean squared error on the validation images, clipped to [0, 1]: it decides which attacker counts."""
+    total = 0.0
+    sources = [shown.explanations, shown.predictions, shown.images]
+    with torch.no_grad(), full_fp32():
+        for _, (explanation, prediction, image) in iter_batches(sources, shown.validation, experiment.device.torch):
+            total += mse(image, reconstruct(explanation, prediction).float().clamp(0, 1)).double().sum().item()
+    return total / len(shown.validation)
+
+
+class _Batch:
+    """What metrics may take of some test images; see `registry.Metric`. Classifiers run only where a metric asks for them."""
+
+    def __init__(self, experiment: Experiment, rows: list, reconstruction: Tensor):
+        self.protected, self.clean, self.prediction, self.image, self.label = rows
+        self.image, self.reconstruction = self.image.contiguous(), reconstruction
+        self._victim, self._evaluation = experiment.victim.network, experiment.evaluation_classifier.network
+
+    victim_logits = cached_property(lambda self: self._victim(self.reconstruction))
+    evaluation_logits = cached_property(lambda self: self._evaluation(self.reconstruction))
+    image_features = cached_property(lambda self: self._victim.features(self.image))
+    reconstruction_features = cached_property(lambda self: self._victim.features(self.reconstruction))
+
+
+def measure(experiment: Experiment, row: Row, reconstruct: Reconstruct, shown: AttackerData) -> Result:
+    """Every metric of the reconstructions of the test set. Always in 32-bit arithmetic."""
+    metrics = {name: metric for name, metric in METRICS.items()
+               if shown.explanations is not None or "protected" not in metric.takes}
+    functions = {name: metric.load() for name, metric in metrics.items()}
+    per_image: dict[str, Tensor] = {}
+    pictures, maps, test = [], [], shown.test
+    clean = experiment.attacker_data.explanations
+    sources = [shown.explanations, clean, shown.predictions, shown.images, shown.labels]
+    with torch.no_grad(), full_fp32():
+        for rows, values in iter_batches(sources, test, experiment.device.torch):
+            protected, prediction = values[0], values[2]
+            reconstruction = reconstruct(protected, prediction).float().clamp(0, 1).contiguous()
+            batch = _Batch(experiment, values, reconstruction)
+            for name, metric in metrics.items():  # into one tensor: nothing of a batch outlives it
+                found = functions[name](*(getattr(batch, what) for what in metric.takes))
+                if name not in per_image:
+                    per_image[name] = torch.empty(len(test), dtype=found.dtype)
+                per_image[name][rows.start - test.start : rows.stop - test.start] = found
+            if (missing := SHOWN - sum(map(len, pictures))) > 0:
+                pictures.append(reconstruction[:missing].cpu().clone())
+                maps += [] if protected is None else [protected[:missing].cpu().clone()]
+    numbers = {name: _over_images(METRICS[name].total, values) for name, values in per_image.items()}
+    quantiles = torch.quantile(per_image["mse"].double(), torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.double))
+    numbers["mse_interval"] = list(bootstrap_interval(per_image["mse"]))
+    numbers["mse_quantiles"] = quantiles.tolist()
+    return Result(numbers, per_image, torch.cat(pictures), torch.cat(maps) if maps else None)
+
+
+def _over_images(total: str, values: Tensor) -> float | None:
+    values = values.double()
+    if total:
+        module, name = total.split(":")
+        number = getattr(import_module(module), name)(values.sum().item(), len(values))
+    else:
+        number = values.mean().item()
+    return number if math.isfinite(number) else None
+
+
+def evaluate_row(experiment: Experiment, row: Row) -> Result:
+    """The row's attacker with the lowest validation error, and what it recovers of the test images."""
+    shown = replace(experiment.attacker_data, explanations=protect(experiment, row))
+    fitted = {name: attack(experiment, row, name, shown) for name in row.attackers}
+    errors = {name: validation_error(experiment, attacker.reconstruct, shown) for name, attacker in fitted.items()}
+    results = {name: measure(experiment, row, attacker.reconstruct, shown) for name, attacker in fitted.items()}
+    best = min(errors, key=errors.get)
+    result = results[best]
+    result.attacker, result.history = fitted[best].summary, fitted[best].history
+    if len(fitted) > 1:
+        result.numbers["attackers"] = {name: other.numbers["mse"] for name, other in results.items()}
+    return result
+
+
+SAME = 0.1  # MSE, relative: two attackers of the same data may differ so much by their weights at the start
+
+
+def compare(results: dict[str, Result]) -> list[str]:
+    """Adds residual leakage to each row's numbers; returns warnings where the evaluation contradicts itself."""
+    mse_of = {name: result.numbers["mse"] for name, result in results.items()}
+    interval = {name: result.numbers["mse_interval"] for name, result in results.items()}
+    warnings = []
+    for name, result in results.items():
+        both = {"predmi", "expmi"} <= mse_of.keys()
+        result.numbers[RESIDUAL] = residual_leakage(mse_of[name], mse_of["predmi"], mse_of["expmi"]) if both else None
+        if name != "predmi" and "predmi" in mse_of and interval[name][0] > interval["predmi"][1]:
+            warnings.append(f"{name}: its attacker does worse (MSE {mse_of[name]:.4f}) than one without explanations "
+                            f"({mse_of['predmi']:.4f}), which it could imitate: it has not converged; train it longer")
+        if name != "expmi" and "expmi" in mse_of and result.numbers.get("distortion", 1.0) < 1e-9:
+            if abs(mse_of[name] / mse_of["expmi"] - 1) > SAME:
+                warnings.append(f"{name}: distorts nothing, but its attacker's MSE is {mse_of[name]:.4f} and the undefended "
+                                f"one's {mse_of['expmi']:.4f}: one of them has not converged; train them longer")
+    noisy = [name for name in results if ROWS[name].defence in ("none", "rnd")]
+    noisy.sort(key=lambda name: results[name].numbers["distortion"])
+    for less, more in itertools.pairwise(noisy):
+        if interval[more][1] < interval[less][0] and mse_of[more] < (1 - SAME) * mse_of[less]:
+            warnings.append(f"{more}: more noise than {less}, but its attacker recovers more (MSE {mse_of[more]:.4f} and "
+                            f"{mse_of[less]:.4f}): {less}'s has not converged; train it longer")
+    return warnings

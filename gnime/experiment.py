@@ -1,0 +1,280 @@
+"""Everything that one run has, found or made when it is first asked for: the one object that is passed on."""
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import arrays, data, explanations
+from .batches import Rows, cache_on_device, iter_batches, mean_std
+from .checkpoints import Checkpoint, load_checkpoint, load_into, require, save_checkpoint
+from .config import Run, TrainConfig
+from .data import AttackerData, Data
+from .defences import DefenceInputs
+from .defences.class_mean import class_means
+from .device import Device, full_fp32
+from .errors import GnimeError
+from .networks import NetworkTask, TrainedModel, build, classifier_spec, injector_spec, inverter_spec
+from .ops import accelerate, plain
+from .registry import ATTACKERS, ROWS, Row
+from .resuming import StateFile
+from .store import Paths, artifact_lock, exists, prepare_root
+from .system import commit, release_freed_memory, say, warn
+from .training import TrainingTask, cross_entropy, fit, mean_squared_error
+
+
+class Experiment:
+    """One run of a script: configuration, device, places, and its data, networks and maps.
+
+    Attributes:
+        run, device, paths: the resolved command line, the device, the places of artifacts.
+
+    Its properties are found on disk or made when they are first used. prepare.py may make data, classifiers and
+    explanations, train.py the injector, eval.py attackers; anything else that is missing raises a `GnimeError` that names
+    the command which makes it.
+    """
+
+    def __init__(self, run: Run, device: Device | None = None):
+        self.run, self.device, self.paths = run, device or Device(run), Paths(run)
+
+    def for_one_process(self) -> "Experiment":
+        """This experiment for work that a process does without the others. Shares all that is loaded."""
+        other = copy.copy(self)
+        other.device = self.device.for_one_process()
+        return other
+
+    @property
+    def _prepares(self) -> bool:
+        return self.run.script == "prepare"
+
+    @cached_property
+    def data(self) -> Data:
+        first = self.device.rank == 0
+        # bad data are refused before anything is made under the root
+        source = data.missing_source(self.run, self.paths) if self._prepares and first else None
+        prepare_root(self.run)
+        if first:
+            data.load_images(self.run, self.paths, source)
+        self.device.barrier()
+        return data.load_images(self.run, self.paths, quiet=True)
+
+    @cached_property
+    def images(self) -> Rows:
+        """(n, C, S, S) uint8, on the device where they fit."""
+        return cache_on_device(self.data.images, self.device.torch)
+
+    @cached_property
+    def labels(self) -> Rows:
+        return cache_on_device(self.data.labels, self.device.torch)
+
+    @cached_property
+    def victim(self) -> TrainedModel:
+        return self._classifier("victim", self.paths.victim)
+
+    @cached_property
+    def evaluation_classifier(self) -> TrainedModel:
+        return self._classifier("evaluation", self.paths.evaluation)
+
+    @cached_property
+    def explanations(self) -> arrays.Array:
+        """(n, K, h, w) in [0, 1], mapped from disk."""
+        task = explanations.ExplanationTask(self.run, self.data, self.victim.network, self.victim.digest)
+        return explanations.load_explanations(task, self.paths, self.device, make=self._prepares)
+
+    @cached_property
+    def predictions(self) -> np.ndarray:
+        """(n, classes) logits of the victim."""
+        return explanations.predict(self.victim.network, self.data, self.device, self.paths.aux)
+
+    @cached_property
+    def service(self) -> list[Rows]:
+        """Images, labels, predictions and explanations of all rows, on the device where they fit."""
+        rest = (cache_on_device(array, self.device.torch) for array in (self.predictions, self.explanations.rows))
+        return [self.images, self.labels, *rest]
+
+    @cached_property
+    def attacker_data(self) -> AttackerData:
+        """The attacker's half, undefended."""
+        return AttackerData.from_splits(self.data.splits, self.service)
+
+    # ------------------------------------------------------------------ the injector, which pipeline.train makes
+
+    def injector_task(self, train: Callable = None) -> NetworkTask:
+        """The noise injector, found where `train` is None."""
+        shape = tuple(self.explanations.rows.shape[1:3])
+        mean, std = mean_std(self.explanations.rows, self.data.splits.defender)
+        if std == 0:
+            raise GnimeError(f"{self.paths.explanations}: every explanation is the same constant; the injector has nothing to "
+                             "hide")
+        config = self.run.train_config("injector")
+        identity = {"kind": "injector", "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
+                    "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
+                    "official": self.run.repeats("scale", "optimiser")}
+        if train:
+            identity |= {"weight": self.run.target.inversion_weight, "stage": config.identity(),
+                         "precision": self.device.precision}
+        spec = injector_spec(self.run.target, shape, len(self.data.classes), mean, std)
+        return NetworkTask("injector", self.paths.injector, spec, identity, config, ("injector",), train, extend=bool(train),
+                           own_folder=True)
+
+    @cached_property
+    def trained_injector(self) -> TrainedModel:
+        if not exists(self.paths.injector, self.run.root):
+            raise GnimeError(f"{self.paths.injector} is missing; make it with: {self.run.command('train')}")
+        return self.load_or_train(self.injector_task())
+
+    # ------------------------------------------------------------------ the material of defences; see DefenceInputs
+
+    @property
+    def injector(self) -> nn.Module:
+        return self.trained_injector.network
+
+    @cached_property
+    def variance(self) -> float:
+        shown, total = self.attacker_data, 0.0
+        with full_fp32(), torch.no_grad():
+            for _, (clean, prediction) in iter_batches([shown.explanations, shown.predictions], shown.test, self.device.torch):
+                total += (self.injector(clean, prediction) - clean).square().flatten(1).mean(1).double().sum().item()
+        return total / len(shown.test)
+
+    @cached_property
+    def trained_frozen_inverter(self) -> TrainedModel:
+        half = self.data.splits.defender
+        cut = half.stop - max(1, len(half) // 10)
+        shown = AttackerData(*self.service, half[:cut], half[cut:], half[:0])
+        task = self.inverter_task("expmi", ROWS["expmi"], shown)
+        task.path, task.name, task.purpose = self.paths.inverter("ond-defender"), "ond-defender", ("inverter", "ond-defender")
+        task.identity |= {"half": "defender"}
+        return self.load_or_train(task)
+
+    @property
+    def frozen_inverter(self) -> nn.Module:
+        return self.trained_frozen_inverter.network
+
+    @cached_property
+    def class_means(self) -> Tensor:
+        _, _, predictions, maps = self.service
+        return class_means(maps, predictions, self.data.splits.defender, self.device)
+
+    def defence_inputs(self, row: Row) -> DefenceInputs:
+        return DefenceInputs(self.run.seed, **{need: getattr(self, need) for need in row.needs})
+
+    # ------------------------------------------------------------------ identities and networks
+
+    def identity(self, row: Row) -> dict:
+        """The plain data that decides what a row's attackers see."""
+        identity = {"kind": "inverter", "target": self.run.target.name, "images": self.data.digest,
+                    "victim": self.victim.digest, "row": [row.name, *row.identity()]}
+        if row.defence is not None:
+            identity |= {"xai": self.run.xai, "explanations": self.explanations.digest}
+        if row.needs_injector:
+            identity |= {"injector": self.trained_injector.digest}
+        if "frozen_inverter" in row.needs:
+            identity |= {"ond-defender": self.trained_frozen_inverter.digest}
+        return identity
+
+    def inverter_task(self, attacker: str, row: Row, shown: AttackerData) -> NetworkTask:
+        """The network of that name in `networks.NETWORKS`, to be trained on what is shown of the row."""
+        run, config = self.run, self.run.train_config(row.trained_as)
+        sources = [shown.explanations, shown.predictions, shown.images]
+        spec = inverter_spec(attacker, run.target, tuple(self.explanations.rows.shape[1:3]), len(self.data.classes))
+        if attacker == "centred":
+            spec |= {"mean": mean_std(shown.explanations, shown.train)[0]}
+        identity = self.identity(row) | {
+            "attacker": [attacker, ATTACKERS[attacker].version], "seed": run.seed, "stage": config.identity(),
+            "official": run.repeats("order", "validation", "optimiser"), "precision": self.device.precision}
+
+        def validate(network: nn.Module) -> float:
+            return sum(mean_squared_error(network, batch).double().item() * len(rows)
+                       for rows, batch in iter_batches(sources, shown.validation, self.device.torch)) / len(shown.validation)
+
+        def train(network: nn.Module, file: StateFile) -> dict:
+            task = TrainingTask(row.name, network, config, sources, shown.train, mean_squared_error, validate, higher=False,
+                                seed=run.seed, shuffle=not run.repeats("order"))
+            return fit(task, file, self.device)
+
+        name = row.name if attacker in ("predmi", "expmi") else f"{row.name} {attacker}"
+        return NetworkTask(name, self.paths.inverter(row.name, attacker), spec, identity, config,
+                           ("inverter", row.name, attacker), train)
+
+    def _classifier(self, name: str, path: Path) -> TrainedModel:
+        """Victim and evaluation classifier differ in their seeds alone."""
+        splits, config = self.data.splits, self.run.train_config("classifier")
+        if not self._prepares and not exists(path, self.run.root):
+            raise GnimeError(f"{path} is missing; make it with: {self.run.command('prepare')}")
+        sources = [self.images, self.labels]
+
+        def validate(network: nn.Module) -> float:
+            right = sum((network(image).argmax(1) == label).sum().item()
+                        for _, (image, label) in iter_batches(sources, splits.attacker, self.device.torch))
+            return right / len(splits.attacker)
+
+        def train(network: nn.Module, file: StateFile) -> dict:
+            task = TrainingTask(name, network, config, sources, splits.defender, cross_entropy, validate, higher=True,
+                                seed=self.run.seed)
+            how = {"stage": config.identity(), "precision": self.device.precision}
+            return fit(task, StateFile(file.path, file.root, file.identity | how), self.device) | how
+
+        identity = {"kind": name, "target": self.run.target.name, "seed": self.run.seed, "images": self.data.digest,
+                    "official": self.run.repeats("optimiser")}
+        spec = classifier_spec(self.run.target, len(self.data.classes))
+        task = NetworkTask(name, path, spec, identity, config, (name,), train, extend=False, explained=True)
+        model = self.load_or_train(task)
+        epochs = model.report.get("epochs", config.epochs)
+        if self._prepares and epochs < config.epochs and not model.report["early"]:
+            warn(f"{path} was trained for {epochs} epochs, this run asks for {config.epochs}: it is used as it is; remove it "
+                 f"and what was made with it to train it anew")
+        return model
+
+    def load_or_train(self, task: NetworkTask) -> TrainedModel:
+        """The network of `task.path`: used if it is there, trained if not.
+
+        Raises:
+            GnimeError: the file is damaged or belongs to another run.
+        """
+        path, root, device = task.path, self.run.root, self.device
+        state = self.paths.state(path)
+        with artifact_lock(path, device, task.own_folder):
+            checkpoint = load_checkpoint(path) if exists(path, root) else None
+            network = accelerate(build(task.spec, self.run.seed, *task.purpose))
+            if checkpoint is not None:
+                if checkpoint.ours:
+                    require(path, checkpoint.made_by, task.identity)
+                    require(path, checkpoint.spec, task.spec)
+                if not (task.extend and _unfinished(checkpoint, task.config) and exists(state, root)):
+                    return self._use(task, network, checkpoint)
+            say(f"{task.name:<13} training, at most {task.config.epochs} epochs, batch {task.config.batch_size}")
+            report = task.train(network, StateFile(state, root, task.identity | {"spec": task.spec})) | {"commit": commit()}
+            release_freed_memory()
+            device.barrier()
+            tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+            made_by = task.identity | {"epochs": report["epochs"]}
+            digest = save_checkpoint(path, tensors, task.spec, made_by, report) if device.rank == 0 else ""
+            if report.get("early"):  # more epochs would change nothing
+                state.unlink(missing_ok=True)
+            device.barrier()
+            digest = digest or load_checkpoint(path).digest
+        score = f", best {report['score']:.4g} at epoch {report['best_epoch']}" if "score" in report else ""
+        say(f"{task.name:<13} {path}: made in {report['seconds']:.0f} s, {report['epochs']} epochs{score}")
+        return TrainedModel(_ready(network, task), digest, report, made_by)
+
+    def _use(self, task: NetworkTask, network: nn.Module, checkpoint: Checkpoint) -> TrainedModel:
+        load_into(network, checkpoint, task.path)
+        network.to(self.device.torch, memory_format=torch.channels_last)
+        epochs = f", {checkpoint.extra['epochs']} epochs" if checkpoint.ours else ""
+        say(f"{task.name:<13} {task.path}: found{epochs}")
+        return TrainedModel(_ready(network, task), checkpoint.digest, checkpoint.extra or {}, checkpoint.made_by or {})
+
+
+def _unfinished(checkpoint: Checkpoint, config: TrainConfig) -> bool:
+    return checkpoint.ours and checkpoint.extra["epochs"] < config.epochs and not checkpoint.extra.get("early")
+
+
+def _ready(network: nn.Module, task: NetworkTask) -> nn.Module:
+    """For use only: no gradients of its weights are computed."""
+    network = plain(network) if task.explained else network
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Metrics: pure functions of images and their reconstructions; `registry.METRICS` names them."""

@@ -1,0 +1,175 @@
+"""The place of every artifact, and files that are written whole or not at all, by one process at a time."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from .config import Run
+from .device import Device
+from .errors import GnimeError
+from .system import say
+
+
+class Paths:
+    """The place of each artifact under the run's root. No other code puts a file's name together."""
+
+    def __init__(self, run: Run):
+        target, both = run.target.name, f"{run.target.name}_{run.xai}"
+        self.root, self.aux, self._models = run.root, run.root / "aux", run.root / "models"
+        self._target, self._xai = target, run.xai
+        self.victim = self._models / "victim" / f"{target}.pt"
+        self.evaluation = self._models / "eval" / f"{target}.pt"
+        self.injector_folder = self._models / "def" / both
+        self.injector = self.injector_folder / "injector.pt"
+        self.injector_losses = self.injector_folder / "training.png"
+        self.images = self.aux / f"{target}_imgs.hkl"
+        self.labels = self.aux / f"{target}_labels.hkl"
+        self.skipped = self.aux / f"{target}_imgs.skipped.txt"
+        self.explanations = self.aux / f"{both}.hkl"
+        figures = run.root / "figures" / both
+        self.results, self.table = figures / "results.json", figures / "results.csv"
+        self.comparison, self.metrics, self.training = (
+            figures / f"{name}.png" for name in ("comparison", "metrics", "training"))
+
+    def inverter(self, row: str, attacker: str = "expmi") -> Path:
+        """An attacker's network. PredMI sees no explanation, so all explainers share it."""
+        name = f"{self._target}_{row}" + ("" if row == "predmi" else f"_{self._xai}")
+        name += "" if attacker in ("predmi", "expmi") else f"_{attacker}"
+        return self._models / "inv" / f"{name}.pt"
+
+    def injector_at(self, epoch: int) -> tuple[Path, Path]:
+        """The injector's checkpoint and picture after so many epochs."""
+        return tuple(self.injector_folder / f"epoch_{epoch:04d}.{suffix}" for suffix in ("pt", "png"))
+
+    @staticmethod
+    def state(network: Path) -> Path:
+        """The training that `network` can resume from."""
+        return network.with_name(f"{network.stem}.state.pt")
+
+
+def prepare_root(run: Run) -> None:
+    """Makes the folders of the run's root. Only prepare.py makes the root itself.
+
+    Raises:
+        GnimeError: a folder is missing, or cannot be made or written.
+    """
+    root = run.root
+    if run.script != "prepare" and not root.exists():
+        raise GnimeError(f"--root {root}: no such folder; make it with: {run.command('prepare')}")
+    for folder in ("models", "aux", "figures"):
+        path = root / folder
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise GnimeError(f"--root {root}: cannot make {path} ({error.strerror})") from None
+        inside(path, root)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise GnimeError(f"--root {root}: {path} cannot be written; choose another --root or mend its permissions")
+
+
+def inside(path: Path, root: Path) -> Path:
+    """`path`, if no symbolic link on the way leads out of the root."""
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise GnimeError(f"{path} leads out of --root to {path.resolve()}; give the real folder as --root")
+    return path
+
+
+def exists(path: Path, root: Path) -> bool:
+    return inside(path, root).exists()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`. When the block ends well, that file replaces `path` in one step.
+
+    Raises:
+        GnimeError: the disk is full, the folder cannot be written, or the like; `path` is as it was.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise GnimeError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed there") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def artifact_lock(path: Path, device: Device | None = None, folder: bool = False) -> Iterator[None]:
+    """Locks `path` while this process looks for the artifact and makes it. A second process waits.
+
+    The system releases the lock when its holder dies. Part files that killed writers left are removed: those of `path`, or
+    with `folder` all in its folder. Of several processes that make one artifact together (`device`), the first holds the lock.
+
+    Raises:
+        GnimeError: the folder cannot be written.
+    """
+    if device is not None and device.rank > 0:
+        device.barrier()
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
+    except OSError as error:
+        raise GnimeError(f"{path.parent} cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            say(f"{path}: process {file.read().strip() or '?'} is making it; waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        ours = re.compile(rf"\.{re.escape(path.stem)}(\.state)?{re.escape(path.suffix)}\.\d+\.part")
+        for left in path.parent.glob(".*.part"):
+            if folder or ours.fullmatch(left.name):
+                left.unlink(missing_ok=True)
+        if device is not None:
+            device.barrier()
+        yield
+
+
+def digest_of(content: object) -> str:
+    """SHA-256 of nested plain data and tensors: values, shapes, types and order."""
+    hasher = hashlib.sha256()
+
+    def feed(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            value = value.detach().cpu().contiguous()
+            feed(["tensor", str(value.dtype), list(value.shape)])
+            hasher.update(value.reshape(-1).view(torch.uint8).numpy() if value.numel() else b"")
+        elif isinstance(value, dict):
+            feed(["dict", len(value)])
+            for key, inner in value.items():
+                feed(key)
+                feed(inner)
+        elif isinstance(value, (list, tuple)):
+            hasher.update(f"list {len(value)};".encode())
+            for inner in value:
+                feed(inner)
+        else:
+            hasher.update(f"{type(value).__name__} {json.dumps(value)};".encode())
+
+    feed(content)
+    return hasher.hexdigest()
