@@ -97,6 +97,7 @@ def parser(script: str) -> argparse.ArgumentParser:
     if script == "eval":
         what.add_argument("--settings", nargs="+", choices=ROWS, default=list(DEFAULT_ROWS), metavar="SETTING",
                           help=f"of {', '.join(ROWS)} (default: {' '.join(DEFAULT_ROWS)})")
+        what.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="attackers that are trained at once")
     if script == "prepare":
         what.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
     how = made.add_argument_group("training (defaults: the paper's)")
@@ -151,7 +152,7 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
     return Run(script, chosen, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
-               rows, getattr(given, "skip_bad", False))
+               rows, getattr(given, "skip_bad", False), getattr(given, "jobs", 1))
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:

@@ -125,6 +125,7 @@ class Run:
     batch_size: int | None = None
     rows: tuple[str, ...] = ()  # of the table that eval.py prints; names in the registry
     skip_bad: bool = False
+    jobs: int = 1  # attackers that are trained at once
 
     def repeats(self, *choices: str) -> list[str]:
         """The choices of the authors, of these, that this run repeats. An artifact records those that act on it."""
@@ -153,6 +154,7 @@ class Run:
             weight, usual = self.target.inversion_weight, target(self.target.name).inversion_weight
             flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--precision": self.precision,
                       "--weight": weight if script == "train" and weight != usual else None}
+            flags["--jobs"] = self.jobs if self.jobs > 1 else None
             switches |= {"--deterministic": self.deterministic, "--skip-bad": self.skip_bad}
         words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
         words += [switch for switch, on in switches.items() if on] + self.official_flag()
@@ -179,6 +181,7 @@ class Run:
         """The configuration as plain data, for printing and for `results.json`."""
         plain = asdict(self)
         plain["settings"] = plain.pop("rows")
+        del plain["jobs"]  # changes no result
         plain["target"] = self.target.name
         plain["root"], plain["datasets"] = str(self.root), str(self.datasets)
         plain |= {"image": [self.target.channels, self.target.size, self.target.size],

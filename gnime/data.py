@@ -9,7 +9,7 @@ from . import arrays
 from .batches import CHUNK, Rows
 from .checkpoints import require
 from .config import SHUFFLE_SEED_PURPOSE, TEST_FRACTION, VALIDATION_FRACTION, Run
-from .errors import GnimeError, UsageError
+from .errors import GnimeError, Unfinished, UsageError
 from .sources import Source, decode, open_source
 from .store import Paths, artifact_lock, exists, write_text
 from .system import permutation, say, warn
@@ -69,7 +69,7 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
             _make(run, paths, source)
         else:
             missing = paths.labels if paths.images.exists() else paths.images
-            raise GnimeError(f"{missing} is missing; make it with: {run.command('prepare')}")
+            raise Unfinished(f"{missing} is missing; make it with: {run.command('prepare')}")
     images, labels = arrays.load(paths.images), arrays.load(paths.labels)
     _check(run, images, labels)
     record = labels.record or {}

@@ -16,6 +16,11 @@ from .system import release_freed_memory, retain_freed_memory, say
 PATIENCE = timedelta(days=7)  # one process may train an attacker, or wait for another run's artifact, while others wait for it
 
 
+def default_precision(gpu: int) -> str:
+    """Of a run on `--gpu`, where no flag sets it."""
+    return "tf32" if gpu >= 0 and torch.cuda.is_available() else "fp32"
+
+
 class Device:
     """The torch device of a run, and its precision.
 
@@ -32,7 +37,7 @@ class Device:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.torch = self._choose(run.gpu)
         cuda = self.torch.type == "cuda"
-        self.precision = run.precision or ("tf32" if cuda else "fp32")
+        self.precision = run.precision or default_precision(run.gpu)
         if self.precision == "tf32" and not cuda:
             raise UsageError("--precision tf32: only CUDA devices have it; use fp32 or bf16")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"

@@ -13,6 +13,10 @@ class UsageError(GnimeError):
     exit_code = 2
 
 
+class Unfinished(GnimeError):
+    """An artifact is missing, or its training is not finished, and this command does not make it."""
+
+
 class Stopped(GnimeError):
     """The user pressed Ctrl-C; what was done so far is saved. Exit code 130, as a shell expects."""
 

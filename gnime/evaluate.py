@@ -119,9 +119,21 @@ def _over_images(total: str, values: Tensor) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def train_attackers(experiment: Experiment, row: Row) -> None:
+    """Leaves the row's attackers that are files, the networks, on disk."""
+    shown = _shown(experiment, row)
+    for name in row.attackers:
+        if ATTACKERS[name].stored:
+            attack(experiment, row, name, shown)
+
+
+def _shown(experiment: Experiment, row: Row) -> AttackerData:
+    return replace(experiment.attacker_data, explanations=protect(experiment, row))
+
+
 def evaluate_row(experiment: Experiment, row: Row) -> Result:
     """The row's attacker with the lowest validation error, and what it recovers of the test images."""
-    shown = replace(experiment.attacker_data, explanations=protect(experiment, row))
+    shown = _shown(experiment, row)
     fitted = {name: attack(experiment, row, name, shown) for name in row.attackers}
     errors = {name: validation_error(experiment, attacker.reconstruct, shown) for name, attacker in fitted.items()}
     results = {name: measure(experiment, row, attacker.reconstruct, shown) for name, attacker in fitted.items()}

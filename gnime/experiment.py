@@ -17,7 +17,7 @@ from .data import AttackerData, Data
 from .defences import DefenceInputs
 from .defences.class_mean import class_means
 from .device import Device, full_fp32
-from .errors import GnimeError
+from .errors import GnimeError, Unfinished
 from .networks import NetworkTask, TrainedModel, build, classifier_spec, injector_spec, inverter_spec
 from .ops import accelerate, plain
 from .registry import ATTACKERS, ROWS, Row
@@ -32,14 +32,15 @@ class Experiment:
 
     Attributes:
         run, device, paths: the resolved command line, the device, the places of artifacts.
+        trains: False: a network that is not there, or not finished, raises `Unfinished`.
 
     Its properties are found on disk or made when they are first used. prepare.py may make data, classifiers and
     explanations, train.py the injector, eval.py attackers; anything else that is missing raises a `GnimeError` that names
     the command which makes it.
     """
 
-    def __init__(self, run: Run, device: Device | None = None):
-        self.run, self.device, self.paths = run, device or Device(run), Paths(run)
+    def __init__(self, run: Run, trains: bool = True):
+        self.run, self.device, self.paths, self.trains = run, Device(run), Paths(run), trains
 
     def for_one_process(self) -> "Experiment":
         """This experiment for work that a process does without the others. Shares all that is loaded."""
@@ -124,7 +125,7 @@ class Experiment:
     @cached_property
     def trained_injector(self) -> TrainedModel:
         if not exists(self.paths.injector, self.run.root):
-            raise GnimeError(f"{self.paths.injector} is missing; make it with: {self.run.command('train')}")
+            raise Unfinished(f"{self.paths.injector} is missing; make it with: {self.run.command('train')}")
         return self.load_or_train(self.injector_task())
 
     # ------------------------------------------------------------------ the material of defences; see DefenceInputs
@@ -199,13 +200,13 @@ class Experiment:
 
         name = row.name if attacker in ("predmi", "expmi") else f"{row.name} {attacker}"
         return NetworkTask(name, self.paths.inverter(row.name, attacker), spec, identity, config,
-                           ("inverter", row.name, attacker), train)
+                           ("inverter", row.name, attacker), train, shared=row.defence is None)
 
     def _classifier(self, name: str, path: Path) -> TrainedModel:
         """Victim and evaluation classifier differ in their seeds alone."""
         splits, config = self.data.splits, self.run.train_config("classifier")
         if not self._prepares and not exists(path, self.run.root):
-            raise GnimeError(f"{path} is missing; make it with: {self.run.command('prepare')}")
+            raise Unfinished(f"{path} is missing; make it with: {self.run.command('prepare')}")
         sources = [self.images, self.labels]
 
         def validate(network: nn.Module) -> float:
@@ -240,6 +241,10 @@ class Experiment:
         state = self.paths.state(path)
         with artifact_lock(path, device, task.own_folder):
             checkpoint = load_checkpoint(path) if exists(path, root) else None
+            if checkpoint is not None and task.shared and (other := _trained_otherwise(checkpoint, task)):
+                say(f"{task.name:<13} {path}: {other}; it is trained anew")
+                state.unlink(missing_ok=True)
+                checkpoint = None
             network = accelerate(build(task.spec, self.run.seed, *task.purpose))
             if checkpoint is not None:
                 if checkpoint.ours:
@@ -247,6 +252,8 @@ class Experiment:
                     require(path, checkpoint.spec, task.spec)
                 if not (task.extend and _unfinished(checkpoint, task.config) and exists(state, root)):
                     return self._use(task, network, checkpoint)
+            if not self.trains:
+                raise Unfinished(f"{path} is not finished")
             say(f"{task.name:<13} training, at most {task.config.epochs} epochs, batch {task.config.batch_size}")
             report = task.train(network, StateFile(state, root, task.identity | {"spec": task.spec})) | {"commit": commit()}
             release_freed_memory()
@@ -265,9 +272,21 @@ class Experiment:
     def _use(self, task: NetworkTask, network: nn.Module, checkpoint: Checkpoint) -> TrainedModel:
         load_into(network, checkpoint, task.path)
         network.to(self.device.torch, memory_format=torch.channels_last)
-        epochs = f", {checkpoint.extra['epochs']} epochs" if checkpoint.ours else ""
-        say(f"{task.name:<13} {task.path}: found{epochs}")
-        return TrainedModel(_ready(network, task), checkpoint.digest, checkpoint.extra or {}, checkpoint.made_by or {})
+        report, made_by = checkpoint.extra or {}, checkpoint.made_by or {}
+        precision = made_by.get("precision", report.get("precision"))
+        how = f", {report['epochs']} epochs, {precision}" if checkpoint.ours else ""
+        say(f"{task.name:<13} {task.path}: found{how}")
+        return TrainedModel(_ready(network, task), checkpoint.digest, report, made_by)
+
+
+def _trained_otherwise(checkpoint: Checkpoint, task: NetworkTask) -> str:
+    """How the training of a shared file of ours differs from this run's; empty where it does not."""
+    if not checkpoint.ours:
+        return ""
+    epochs, config, stage = checkpoint.extra["epochs"], task.config, checkpoint.made_by.get("stage")
+    if epochs > config.epochs:
+        return f"trained for {epochs} epochs, this run asks for {config.epochs}"
+    return "" if stage == config.identity() else f"trained with {stage}, this run has {config.identity()}"
 
 
 def _unfinished(checkpoint: Checkpoint, config: TrainConfig) -> bool:

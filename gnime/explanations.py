@@ -18,7 +18,7 @@ from .checkpoints import require
 from .config import Run
 from .data import Data
 from .device import Device, full_fp32
-from .errors import GnimeError
+from .errors import GnimeError, Unfinished
 from .registry import EXPLAINERS
 from .store import Paths, artifact_lock, exists
 from .system import say, warn
@@ -75,7 +75,7 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
         elif make:
             _make(task, path, device)
         else:
-            raise GnimeError(f"{path} is missing; make it with: {run.command('prepare')}")
+            raise Unfinished(f"{path} is missing; make it with: {run.command('prepare')}")
         device.barrier()
     loaded = arrays.load(path)
     function, _ = explainer(run)

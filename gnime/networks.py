@@ -89,6 +89,7 @@ class NetworkTask:
         extend: a file of fewer epochs than asked for is trained further, if its state is there.
         own_folder: the file's folder belongs to this artifact alone.
         explained: explainers take the network, so it is kept plain outside training.
+        shared: runs with other flags find the same file. It is trained anew where their epochs or batch differ.
     """
 
     name: str
@@ -101,3 +102,4 @@ class NetworkTask:
     extend: bool = True
     own_folder: bool = False
     explained: bool = False
+    shared: bool = False

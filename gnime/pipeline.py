@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -9,20 +10,23 @@ from torch import nn
 from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
-from .evaluate import SHOWN, Result, compare, evaluate_row
+from .errors import Unfinished
+from .evaluate import SHOWN, Result, compare, evaluate_row, train_attackers
 from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
-from .registry import ROWS
-from .report import figures, results
+from .parallel import run_side_by_side
+from .registry import ROWS, Row
+from .report import figures
+from .report import results as files
 from .resuming import StateFile
 from .store import artifact_lock
 from .system import say, seconds_since, warn
 from .training import MinMaxTask, fit_minmax
 
 
-def _begin(run: Run) -> Experiment:
-    experiment = Experiment(run)
+def _begin(run: Run, trains: bool = True) -> Experiment:
+    experiment = Experiment(run, trains)
     say(f"{run.script}.py: {run.summary()}", f"device        {experiment.device.describe()}")
     if run.official == ("gradcam",) and run.xai != "gradcam":
         warn(f"--official gradcam changes nothing with --xai {run.xai}")
@@ -32,16 +36,24 @@ def _begin(run: Run) -> Experiment:
 def prepare(run: Run) -> None:
     """Victim, evaluation classifier, images, labels, explanations."""
     began = time.monotonic()
-    experiment = _begin(run)
-    experiment.victim, experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
+    _prepare(_begin(run))
     say(f"done in {seconds_since(began)}; next: {run.command('train')}")
+
+
+def _prepare(experiment: Experiment) -> None:
+    experiment.victim, experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
 
 
 def train(run: Run) -> None:
     """The noise injector."""
     began = time.monotonic()
-    experiment = _begin(run)
-    paths, defender, config = experiment.paths, experiment.data.splits.defender, run.train_config("injector")
+    _train_injector(_begin(run))
+    say(f"done in {seconds_since(began)}; next: {run.command('eval')}")
+
+
+def _train_injector(experiment: Experiment) -> None:
+    run, paths = experiment.run, experiment.paths
+    defender, config = experiment.data.splits.defender, run.train_config("injector")
     task = experiment.injector_task(_injector_training(experiment))
     if config.batch_size > len(defender):
         say(f"batch         {len(defender)}, the whole defender's half: it is smaller than {config.batch_size}")
@@ -49,7 +61,6 @@ def train(run: Run) -> None:
     if experiment.device.rank == 0 and injector.report:
         with artifact_lock(paths.injector, folder=True):
             figures.injector_losses(paths.injector_losses, injector.report["history"], run.target.inversion_weight)
-    say(f"done in {seconds_since(began)}; next: {run.command('eval')}")
 
 
 def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile], dict]:
@@ -82,38 +93,68 @@ def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile
     return fit
 
 
-def evaluate(run: Run) -> None:
-    """Every row's attackers, the table and the pictures."""
+def evaluate(run: Run, trains: bool = True) -> dict | None:
+    """Every row's attackers, the table and the pictures. Returns the content of `results.json`.
+
+    With `trains` False nothing is trained, rows that are not finished are left out and named in the result; None: no row is.
+    """
     began = time.monotonic()
-    experiment = _begin(run)
+    experiment = _begin(run, trains)
     rows, device = [ROWS[name] for name in run.rows], experiment.device
     experiment.victim, experiment.evaluation_classifier, experiment.attacker_data  # noqa: B018  refused early where missing
-    for row in rows:  # by all processes together
-        experiment.identity(row)
-        experiment.defence_inputs(row)
+    if trains:
+        for row in rows:  # by all processes together
+            experiment.identity(row)
+            experiment.defence_inputs(row)
     if device.world > 1:  # each process trains the attackers of its rows; the first then finds them all
         for row in rows[device.rank :: device.world]:
             evaluate_row(experiment.for_one_process(), row)
         device.barrier()
-    if device.rank == 0:
-        outcome = {row.name: evaluate_row(experiment.for_one_process(), row) for row in rows}
-        warnings = compare(outcome)
-        with artifact_lock(experiment.paths.results, folder=True):
-            results.write(experiment, outcome, warnings, seconds_since(began))
-            _pictures(experiment, outcome)
-        say("", results.table(outcome), "")
-        for warning in warnings:
-            warn(warning)
-        say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")
+    elif trains and min(run.jobs, len(rows)) > 1:
+        run_side_by_side([partial(train_row, run, row.name) for row in rows], run.jobs)
+    content = _results(experiment, rows, began) if device.rank == 0 else None
     device.barrier()
+    return content
 
 
-def _pictures(experiment: Experiment, outcome: dict[str, Result]) -> None:
+def train_row(run: Run, name: str, before: tuple[Run, Run] | None = None) -> None:
+    """The attackers of one row, left on disk; `before`: the runs of prepare.py and train.py, of which it makes its share."""
+    if before:
+        _prepare(Experiment(before[0]))
+        if ROWS[name].needs_injector:
+            _train_injector(Experiment(before[1]))
+    train_attackers(Experiment(run), ROWS[name])
+
+
+def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | None:
+    results: dict[str, Result] = {}
+    for row in rows:
+        try:
+            results[row.name] = evaluate_row(experiment.for_one_process(), row)
+        except Unfinished as error:
+            say(f"{row.name:<13} {error}; left out")
+    if not results:
+        return None
+    warnings = compare(results)
+    unfinished = [row.name for row in rows if row.name not in results]
+    if unfinished:
+        warnings.append(f"not finished, left out: {', '.join(unfinished)}")
+    with artifact_lock(experiment.paths.results, folder=True):
+        content = files.write(experiment, results, warnings, seconds_since(began))
+        _pictures(experiment, results)
+    say("", files.table(results), "")
+    for warning in warnings:
+        warn(warning)
+    say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")
+    return content
+
+
+def _pictures(experiment: Experiment, results: dict[str, Result]) -> None:
     paths, shown = experiment.paths, experiment.attacker_data
     arrays = shown.images, shown.explanations
     image, explanation = (gather_rows(array, shown.test[:SHOWN], torch.device("cpu")).cpu().contiguous() for array in arrays)
-    figures.comparison(paths.comparison, image, explanation, outcome)
-    figures.metric_bars(paths.metrics, outcome)
-    injector = experiment.trained_injector if any(ROWS[name].needs_injector for name in outcome) else None
+    figures.comparison(paths.comparison, image, explanation, results)
+    figures.metric_bars(paths.metrics, results)
+    injector = experiment.trained_injector if any(ROWS[name].needs_injector for name in results) else None
     losses, weight = (injector.report.get("history", []), injector.made_by.get("weight", 0.0)) if injector else ([], 0.0)
-    figures.training_curves(paths.training, losses, {name: result.history for name, result in outcome.items()}, weight)
+    figures.training_curves(paths.training, losses, {name: result.history for name, result in results.items()}, weight)

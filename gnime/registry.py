@@ -54,9 +54,11 @@ class Attacker(Entry):
 
     Attributes:
         knows: its knowledge, of "data" (images of the same kind with the service's answers), "victim" and "defence".
+        stored: it leaves a file, so that it can be trained beforehand in another process.
     """
 
     knows: tuple[str, ...] = ("data",)
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,10 @@ DEFENCES = _by_name(
 )
 
 ATTACKERS = _by_name(
-    Attacker("predmi", "PredMI", "gnime.attackers.inverter:predmi"),
-    Attacker("expmi", "ExpMI", "gnime.attackers.inverter:expmi"),
-    Attacker("centred", "ExpMI on centred maps", "gnime.attackers.inverter:centred"),
-    Attacker("dense", "ExpMI behind a dense layer", "gnime.attackers.inverter:dense"),
+    Attacker("predmi", "PredMI", "gnime.attackers.inverter:predmi", stored=True),
+    Attacker("expmi", "ExpMI", "gnime.attackers.inverter:expmi", stored=True),
+    Attacker("centred", "ExpMI on centred maps", "gnime.attackers.inverter:centred", stored=True),
+    Attacker("dense", "ExpMI behind a dense layer", "gnime.attackers.inverter:dense", stored=True),
 )
 
 METRICS = _by_name(

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from .cli import Formatter, Parser, add_official, at_least, guarded, target_name
@@ -55,15 +56,26 @@ def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int
     reduced = REDUCED.get(name) if options.preset == "reduced" else None
     if options.preset == "reduced" and reduced is None and name != "digits":
         raise UsageError(f"--targets {name}: no reduced configuration; there is one for digits, {', '.join(REDUCED)}")
-    root = options.root / f"{options.preset}{mode(options.official)}_seed{seed}"
-    return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed,
-               reduced.limit if reduced else None, options.official, options.gpu, options.precision, rows=settings)
+    limit = options.limit or (reduced.limit if reduced else None)
+    rehearsal = f"_limit{options.limit}" if options.limit else ""
+    root = options.root / f"{options.preset}{rehearsal}{mode(options.official)}_seed{seed}"
+    return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed, limit,
+               options.official, options.gpu, options.precision, rows=settings)
 
 
 def result_path(options: argparse.Namespace, cell: tuple[str, str, int]) -> Path:
-    """Where a cell's one JSON goes."""
+    """The place of a cell's one JSON. A rehearsal on few images never lies among the preset's results."""
     name, xai, seed = cell
-    return options.results / options.preset / f"{name}_{xai}{mode(options.official)}_seed{seed}.json"
+    folder = options.preset if options.limit is None else f"rehearsal_{options.preset}_{options.limit}"
+    return options.results / folder / f"{name}_{xai}{mode(options.official)}{_precision(options)}_seed{seed}.json"
+
+
+def _precision(options: argparse.Namespace) -> str:
+    """The part of a name that keeps precisions apart, where it is not the device's default."""
+    from .device import default_precision
+
+    given = options.precision
+    return f"_{given}" if given and given != default_precision(options.gpu) else ""
 
 
 def mode(official: tuple[str, ...]) -> str:
@@ -74,37 +86,60 @@ def mode(official: tuple[str, ...]) -> str:
 def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...]) -> None:
     """The three scripts for one cell, and its JSON: nothing in it is of this machine but the hardware's name."""
     from . import pipeline
-    from .store import Paths, write_text
+    from .parallel import run_side_by_side
 
-    pipeline.prepare(cell_run("prepare", options, cell))
-    if any(ROWS[name].needs_injector for name in settings):
-        pipeline.train(cell_run("train", options, cell))
+    before = cell_run("prepare", options, cell), cell_run("train", options, cell)
     run = cell_run("eval", options, cell, settings)
-    pipeline.evaluate(run)
-    measured = json.loads(Paths(run).results.read_text(encoding="utf-8"))
+    if options.jobs > 1:
+        run_side_by_side([partial(pipeline.train_row, run, name, before) for name in settings], options.jobs)
+    pipeline.prepare(before[0])
+    if any(ROWS[name].needs_injector for name in settings):
+        pipeline.train(before[1])
+    _write_result(options, cell, run, pipeline.evaluate(run))
+
+
+def finished_part(options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...]) -> list[str]:
+    """Writes the result of those settings whose training is finished, after the time was up; returns their names."""
+    from . import pipeline
+    from .errors import Unfinished
+
+    run = cell_run("eval", options, cell, settings)
+    try:
+        measured = pipeline.evaluate(run, trains=False)
+    except Unfinished:
+        measured = None
+    if measured:
+        _write_result(options, cell, run, measured)
+    return list(measured["settings"]) if measured else []
+
+
+def _write_result(options: argparse.Namespace, cell: tuple[str, str, int], run: Run, measured: dict) -> None:
+    from .store import write_text
+
     for place in ("root", "datasets", "gpu"):
         del measured["configuration"][place]
-    flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2],
-             "--settings": " ".join(settings), "--precision": options.precision}
+    flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2], "--limit": options.limit,
+             "--settings": " ".join(measured["settings"]), "--precision": options.precision}
     words = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
     measured["command"] = " ".join([PROGRAM, *words, *run.official_flag()])
     write_text(result_path(options, cell), json.dumps(measured, indent=1) + "\n")
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Runs what has no result yet: seed by seed, so that whatever stops early leaves finished cells.
+    """Runs what has no result yet: seed by seed, so that an early stop leaves finished cells.
 
-    A cell that lacks a setting is evaluated again with those it has and those asked for: a file only grows.
+    A cell that lacks a setting is evaluated again with those it has and those asked for: a file only grows. When the time is
+    up, the settings whose training is finished are evaluated in the part of the budget that is kept for it.
     """
     from .report.docs import read_result
     from .system import say, stop_after, time_is_up
 
-    stop_after(options.budget or math.inf)
+    stop_after(options.budget - evaluation_seconds(options.budget) if options.budget else math.inf)
     asked = {*options.settings, *(CONTROLS if options.controls else ())}
     cells = list(dict.fromkeys((name, xai, seed) for seed in options.seeds for name in options.targets for xai in options.xai))
     for cell in cells:
         cell_run("prepare", options, cell)  # refused before the first hour, not after it
-    _writable(options.results / options.preset)
+    _writable(result_path(options, cells[0]).parent)
     for i, cell in enumerate(cells, 1):
         path = result_path(options, cell)
         there = _made_likewise(path, read_result(path), cell_run("eval", options, cell)) if path.exists() else set()
@@ -113,15 +148,22 @@ def reproduce(options: argparse.Namespace) -> int:
             continue
         say(f"[{i}/{len(cells)}] {path}")
         began = time.monotonic()
+        settings = tuple(name for name in ROWS if name in asked | there)
         try:
-            run_cell(options, cell, tuple(name for name in ROWS if name in asked | there))
+            run_cell(options, cell, settings)
         except Stopped as stopped:
             if not time_is_up():  # Ctrl-C
                 raise
-            say(f"{stopped}; {i - 1} of {len(cells)} cells are done")
+            part = finished_part(options, cell, settings)
+            say(f"{stopped}; {i - 1} of {len(cells)} cells are done" + (f", and {' '.join(part)} of {path}" if part else ""))
             return 0
         say(f"[{i}/{len(cells)}] {path}: made in {time.monotonic() - began:.0f} s")
     return 0
+
+
+def evaluation_seconds(budget: float) -> float:
+    """The part of a budget in which nothing is trained and finished settings are evaluated."""
+    return min(max(10.0, 0.1 * budget), 60.0, budget / 2)
 
 
 def _made_likewise(path: Path, result: dict, run: Run) -> set[str]:
@@ -131,6 +173,12 @@ def _made_likewise(path: Path, result: dict, run: Run) -> set[str]:
         if result["configuration"].get(key) != wanted[key]:
             raise GnimeError(f"{path}: measured with {key} {json.dumps(result['configuration'].get(key))}, this run has "
                              f"{json.dumps(wanted[key])}; move it away, or give another --results and --root")
+    from .device import default_precision
+
+    precision = run.precision or default_precision(run.gpu)
+    if result["precision"] != precision:
+        raise GnimeError(f"{path}: measured in {result['precision']}, this run computes in {precision}; give --precision "
+                         f"{result['precision']}, or another --results and --root")
     return set(result["settings"])
 
 
@@ -168,7 +216,11 @@ def parser() -> argparse.ArgumentParser:
                       help=f"of {', '.join(ROWS)} (default: {' '.join(PAPER_ROWS)})")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
     add_official(made)
-    made.add_argument("--budget", type=_seconds, metavar="SECONDS", help="after which to stop where the work can be resumed")
+    made.add_argument("--limit", type=at_least(1), metavar="N",
+                      help="a rehearsal on the first N images; its results are kept apart from the preset's")
+    made.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="settings whose attackers are trained at once")
+    made.add_argument("--budget", type=_seconds, metavar="SECONDS",
+                      help="after which all ends; training stops before, and finished settings are evaluated")
     made.add_argument("--root", type=Path, default=Path(".reproduce"), help="networks and arrays; may be deleted after")
     made.add_argument("--datasets", type=Path, default=Path("datasets"), help="data")
     made.add_argument("--results", type=Path, default=Path("results"), help="one JSON per run")

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from ._commit import COMMIT
+
 
 def derive_seed(seed: int, *purpose: object) -> int:
     """A 63-bit seed for one purpose. Every random number of a run comes from one of these.
@@ -87,8 +89,13 @@ def stop_after(seconds: float) -> None:
     _deadline = time.monotonic() + seconds
 
 
+def time_left() -> float:
+    """Seconds, infinite where nothing limits them."""
+    return _deadline - time.monotonic()
+
+
 def time_is_up() -> bool:
-    return time.monotonic() > _deadline
+    return time_left() < 0
 
 
 class Interrupt:
@@ -131,10 +138,13 @@ def provenance(device: str) -> dict:
 
 @cache
 def commit() -> str | None:
-    """The commit of the checkout that this package runs from, with "+" where files differ from it."""
+    """The commit of the checkout that this package runs from, with "+" where files differ from it.
+
+    A copy that `git archive` made knows its commit too. None: nothing tells it.
+    """
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
-        return None
+        return None if COMMIT.startswith("$") else COMMIT[:12]
     try:
         run = [subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10, check=True).stdout
                for args in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))]

@@ -12,7 +12,8 @@ class Killed(BaseException):
     """As final as a kill: no handler of ours catches it."""
 
 
-def run_of(seed=0, name="mnist", xai="grad", official=(), warnings=(), command="run --seeds 0", **mse):
+def run_of(seed=0, name="mnist", xai="grad", official=(), warnings=(), precision="fp32",
+           command="run --seeds 0", **mse):
     """A run's file by hand. mse: setting -> MSE, "_" for "-"; SSIM is 1 - 10 MSE, TCA 1 - MSE."""
     settings = {}
     for setting, value in mse.items():
@@ -24,7 +25,8 @@ def run_of(seed=0, name="mnist", xai="grad", official=(), warnings=(), command="
     return {"target": name, "xai": xai, "seed": seed, "n": {"images": 60, "test": 6, "train": 22}, "command": command,
             "configuration": {"official": list(official), "image": [1, 32, 32], "width": 64, "weight": 100.0,
                               "stages": {"classifier": stage}},
-            "networks": {}, "settings": settings, "warnings": list(warnings), "versions": {"torch": "2"}, "commit": "abc",
+            "networks": {}, "settings": settings, "warnings": list(warnings), "precision": precision,
+            "versions": {"torch": "2"}, "commit": "abc",
             "hardware": {"cpu": "a processor", "device": "CPU"}}
 
 

@@ -359,6 +359,27 @@ def test_attackers_of_another_precision_or_another_ond_are_refused(scripts, root
     assert code == 1 and "digits_ond_lrp.pt: made with ond-defender" in line and "remove this file" in line
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_a_shared_predmi_is_trained_anew_for_other_epochs_or_batches(scripts, small_root, root_copy):
+    """Another explainer trained it for longer: the table of this command stays the same."""
+    assert scripts("prepare", root_copy, "--xai", "grad")[0] == 0
+    assert scripts("eval", root_copy, "--xai", "grad", "--settings", "predmi", "--epochs", 4)[0] == 0
+    assert results(root_copy, "grad")["settings"] != results(small_root)["settings"]
+    code, out, _ = scripts("eval", root_copy, "--settings", "predmi")
+    assert code == 0 and "trained for 4 epochs, this run asks for 2; it is trained anew" in out
+    assert results(root_copy)["settings"]["predmi"]["mse"] == results(small_root)["settings"]["predmi"]["mse"]
+    code, out, _ = scripts("eval", root_copy, "--settings", "predmi", "--batch-size", 5)
+    assert code == 0 and "it is trained anew" in out and results(root_copy)["networks"]["predmi"]["stage"][0] == 5
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_precision_of_every_network_is_told(scripts, root_copy):
+    _, out, _ = scripts("eval", root_copy)
+    found = [line for line in out.splitlines() if ".pt: found" in line]
+    assert len(found) == 7 and all(line.endswith("2 epochs, fp32") for line in found)
+    assert {network["precision"] for network in results(root_copy)["networks"].values()} == {"fp32"}
+
+
 def test_fewer_epochs_than_asked_for_are_said(scripts, root_copy, capsys):
     assert scripts("prepare", root_copy)[0] == 0
     assert main_warns(root_copy, capsys, 2) == []

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import Killed, run_of, write
 
-from gnime import reproduce, resuming, training
+from gnime import reproduce, resuming, system, training
 from gnime.config import OFFICIAL
 from gnime.report import docs
 
@@ -129,6 +129,42 @@ def test_settings_added_later_join_those_that_are_there(runner, small_root):
     assert "--settings predmi expmi rnd gnime" in runner.measured()["command"]
 
 
+def test_a_cell_that_the_budget_cuts_leaves_its_finished_settings(runner, small_root, monkeypatch):
+    """The time is up while the third attacker trains. The result says what is missing, and the same command adds it."""
+    note = training._note_finite
+
+    def counted(task, *rest):
+        if (runner.root / "models/inv/digits_expmi_lrp.pt").exists():
+            monkeypatch.setattr(system, "_deadline", -1.0)
+        return note(task, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_note_finite", counted)
+        code, out, _ = runner(*CELL, *FOUR, "--budget", "1000")
+    assert code == 0 and "0 of 1 cells are done, and predmi expmi of results/reduced/digits_lrp_seed0.json" in out
+    cut = runner.measured()
+    assert list(cut["settings"]) == ["predmi", "expmi"] and "not finished, left out: rnd, gnime" in cut["warnings"]
+    assert "--settings predmi expmi" in cut["command"]
+    assert runner(*CELL, *FOUR)[0] == 0
+    same_result(runner.measured(), small_root)
+
+
+def test_jobs_make_the_same_cell(runner, small_root):
+    assert runner(*CELL, *FOUR, "--jobs", "2")[0] == 0
+    same_result(runner.measured(), small_root)
+
+
+def test_a_rehearsal_never_passes_for_the_preset(runner):
+    code, _, _ = runner(*CELL, "--settings", "predmi", "--limit", "40")
+    rehearsal = runner.folder / "results/rehearsal_reduced_40/digits_lrp_seed0.json"
+    assert code == 0 and not runner.result.exists() and json.loads(rehearsal.read_text())["n"]["images"] == 40
+    assert "--limit 40" in json.loads(rehearsal.read_text())["command"]
+    assert docs.read_results(runner.folder / "results") == {}
+    shutil.copytree(rehearsal.parent, runner.folder / "results/paper")
+    code, line = runner.fails("--docs")
+    assert code == 1 and "40 images is a rehearsal" in line
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +198,21 @@ def test_bad_flags_are_one_line_and_nothing_is_made(runner, flags):
     code, line = runner.fails("--preset", "reduced", *flags)
     assert code == 2 and (flags[0] in line or flags[-1] in line)
     assert sorted(path.name for path in runner.folder.rglob("*")) == ["docs", "table1.csv"]
+
+
+def test_a_result_of_another_precision_is_refused_or_named(runner):
+    write(runner, "reduced", of_the_cell() | {"precision": "tf32"})
+    code, line = runner.fails(*CELL, "--settings", "expmi")
+    assert code == 1 and "digits_lrp_seed0.json: measured in tf32, this run computes in fp32" in line
+    code, _, _ = runner(*CELL, "--settings", "predmi", "--precision", "bf16")
+    named = runner.result.with_name("digits_lrp_bf16_seed0.json")
+    assert code == 0 and json.loads(named.read_text())["precision"] == "bf16"
+    found = docs.read_results(runner.folder / "results")
+    assert {name: [run["precision"] for run in runs] for name, runs in found.items()} == {
+        "reduced": ["bf16"], "reduced_tf32": ["tf32"]}
+    text = docs.document(found)
+    assert "## Reduced configurations, bf16" in text and "## Reduced configurations, tf32" in text and "(n=2)" not in text
+    assert len(docs.charts(found)) == 2
 
 
 def test_a_results_folder_that_cannot_be_written_is_found_before_the_work(runner):

@@ -12,7 +12,7 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "threads", "__init__"}, {"config", "registry"}, {"system"}, {"device"}, {"store"}, {"checkpoints", "arrays"},
+    {"errors", "threads", "_commit", "__init__"}, {"config", "registry"}, {"system"}, {"device", "parallel"}, {"store"}, {"checkpoints", "arrays"},
     {"models", "explainers", "metrics"}, {"ops"}, {"batches", "sources"}, {"data", "resuming"}, {"training"}, {"networks"},
     {"explanations", "defences"}, {"experiment"}, {"attackers"}, {"evaluate"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
 ]

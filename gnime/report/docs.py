@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from ..config import OFFICIAL
@@ -13,9 +13,10 @@ from . import figures
 from .paper import document, read_paper, values, whole_modes
 
 DOCS = Path("docs/results.md")
+PRESETS = ("paper", "reduced")  # folders of results/
 # of a run's file, what the tables read
 KINDS = {"target": str, "xai": str, "seed": int, "command": str, "commit": (str, type(None)), "settings": dict,
-         "warnings": list}
+         "warnings": list, "precision": str}
 PARTS = {"n": {"images", "train", "test"}, "configuration": {"official", "image", "width", "weight", "stages"},
          "versions": {"torch"}, "hardware": {"cpu", "device"}}
 NUMBERS = {"mse", "ssim", "tca", "residual_leakage"}
@@ -42,10 +43,25 @@ def read_result(path: Path) -> dict:
 
 
 def read_results(folder: Path) -> dict[str, list[dict]]:
-    """preset -> runs, in the order of their file names."""
-    found: dict[str, list[dict]] = defaultdict(list)
-    for path in sorted(folder.glob("*/*.json")):
-        found[path.parent.name].append(read_result(path))
+    """preset -> runs, in the order of their file names.
+
+    Runs of two precisions never stand in one table: "paper" has the precision of most, "paper_bf16" that of others. Rehearsals
+    are left out.
+
+    Raises:
+        GnimeError: a file is damaged, or a rehearsal lies among a preset's results.
+    """
+    found: dict[str, list[dict]] = {}
+    for preset in PRESETS:
+        runs = [read_result(path) for path in sorted((folder / preset).glob("*.json"))]
+        for run in runs:
+            if preset == "paper" and run["configuration"].get("limit") is not None:
+                raise GnimeError(f"{folder / preset}: a run of {run['target']} on {run['n']['images']} images is a rehearsal; "
+                                 f"move it away")
+        counts = Counter(run["precision"] for run in runs)
+        for i, (precision, _) in enumerate(counts.most_common()):
+            name = f"{preset}_{precision}" if i else preset
+            found[name] = [run for run in runs if run["precision"] == precision]
     return found
 
 
@@ -58,7 +74,7 @@ def charts(found: dict[str, list[dict]]) -> dict[Path, tuple[dict, dict]]:
     for preset, runs in found.items():
         if not whole_modes(runs):
             continue
-        paper = read_paper() if preset == "paper" else {}
+        paper = read_paper() if preset.startswith("paper") else {}
         ours, theirs = defaultdict(dict), defaultdict(dict)
         for (name, xai, official), seeds in sorted(whole_modes(runs).items(), key=lambda item: (item[0][2], item[0])):
             panel, title = name + (", official" if official else ""), EXPLAINERS[xai].title

@@ -4,7 +4,7 @@ import csv
 import itertools
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..config import OFFICIAL
@@ -259,16 +259,31 @@ def document(found: dict[str, list[dict]]) -> str:
         "# Results", "",
         "Written by `python -m gnime.reproduce --docs` from the files in `results/`, one per run. Mean ± standard deviation",
         "over seeds (victim, evaluation classifier, injector and attackers all reseeded). \"Not measured\": no run exists.", "",
-        "## The paper's table", "",
+        f"## The paper's table{_in_precision(paper)}", "",
         "Paper: Table 1 of Jeong et al., NeurIPS 2022, mean ± standard deviation of five runs. diff/std: ours minus the",
         "paper's, in the paper's standard deviations. Only runs at the paper's sizes and epochs appear here.", "",
         *_chart("paper", paper), *paper_tables(paper), *official_tables(paper),
-        "## Reduced configurations", "",
+        *_other_precisions(found, "paper", "The paper's table", paper_tables),
+        f"## Reduced configurations{_in_precision(reduced)}", "",
         "Smaller networks, fewer images and epochs, a larger learning rate: what a CPU can do. They show order and direction",
         "on real data and are not comparable with the paper's table. Over images: quantiles of the test images' MSE and the",
         "bootstrap interval of their mean, each averaged over seeds.", "",
         *_chart("reduced", reduced), *(reduced_tables(reduced) or ["Not measured yet.", ""]), *official_tables(reduced),
+        *_other_precisions(found, "reduced", "Reduced configurations", reduced_tables),
     ]).rstrip() + "\n"
+
+
+def _in_precision(runs: list[dict]) -> str:
+    """Runs in one table have one precision; see `docs.read_results`."""
+    return f", {runs[0]['precision']}" if runs else ""
+
+
+def _other_precisions(found: dict[str, list[dict]], preset: str, heading: str, tables: Callable) -> list[str]:
+    lines = []
+    for name, runs in found.items():
+        if name.startswith(f"{preset}_"):
+            lines += [f"## {heading}{_in_precision(runs)}", "", *_chart(name, runs), *tables(runs)]
+    return lines
 
 
 def _chart(preset: str, runs: list[dict]) -> list[str]:

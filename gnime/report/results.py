@@ -44,8 +44,8 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
     return configuration
 
 
-def write(experiment: Experiment, results: dict[str, Result], warnings: list[str], duration: str) -> None:
-    """`results.json` with all that is needed to repeat the run, and the table as `results.csv`."""
+def write(experiment: Experiment, results: dict[str, Result], warnings: list[str], duration: str) -> dict:
+    """Writes `results.json`, with all that is needed to repeat the run, and the table as `results.csv`. Returns the former."""
     run, data, device = experiment.run, experiment.data, experiment.device
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
     if any(ROWS[name].needs_injector for name in results):
@@ -65,3 +65,4 @@ def write(experiment: Experiment, results: dict[str, Result], warnings: list[str
     for name, result in results.items():
         writer.writerow([name] + [result.numbers.get(column) for column in COLUMNS])
     write_text(experiment.paths.table, text.getvalue())
+    return content

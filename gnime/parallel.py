@@ -1,0 +1,112 @@
+"""Several rows' attackers at once: a process for each row, which wait for each other's artifacts by their locks."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from signal import SIGINT
+
+from .errors import GnimeError, Stopped, UsageError
+from .system import Interrupt, stop_after, time_left
+
+Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
+
+
+def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
+    """Runs each of `works` in a process of its own, `jobs` at a time, in their order.
+
+    Ctrl-C and the time limit of this process hold for all: each saves its training. When one fails, the others save theirs.
+
+    Raises:
+        GnimeError: the first fault of a process. Stopped: Ctrl-C, or the time is up.
+    """
+    context, waiting, running = multiprocessing.get_context("spawn"), list(works), {}
+    fault: GnimeError | None = None
+    with Interrupt() as interrupt, _no_bars():
+        while waiting or running:
+            stopping = fault is not None or interrupt.asked
+            while waiting and len(running) < jobs and not stopping:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_child, args=(theirs, waiting.pop(0), time_left()))
+                with _sigint_ignored():  # inherited, until the child has a handler of its own
+                    process.start()
+                theirs.close()
+                running[ours] = process
+            if stopping:
+                waiting.clear()
+                for pipe, process in running.items():
+                    _interrupt_once(pipe, process)
+            for pipe in wait(list(running), timeout=0.2):
+                fault = _fault(pipe, running.pop(pipe)) or fault
+    if fault:
+        raise fault
+    if interrupt.asked:
+        raise Stopped("stopped; the same command goes on from what is saved")
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Children show no progress bars over each other. Their number of threads stays: another one changes the last digits."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)
+
+
+@contextlib.contextmanager
+def _sigint_ignored() -> Iterator[None]:
+    handler = signal.signal(SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(SIGINT, handler)
+
+
+def _interrupt_once(pipe: Connection, process: multiprocessing.Process) -> None:
+    """By a message too: a process that is still starting ignores the signal."""
+    if not getattr(process, "interrupted", False) and process.is_alive():
+        process.interrupted = True
+        with contextlib.suppress(OSError):
+            pipe.send("stop")
+            os.kill(process.pid, SIGINT)
+
+
+def _fault(pipe: Connection, process: multiprocessing.Process) -> GnimeError | None:
+    """The fault of a process that has ended. One that was stopped has none of its own."""
+    try:
+        kind, text = pipe.recv()
+    except EOFError:
+        kind, text = "died", f"a process for an attacker ended with code {process.exitcode}; run the same command again"
+    process.join()
+    return {"done": None, "stopped": None, "usage": UsageError(text)}.get(kind, GnimeError(text))
+
+
+def _child(pipe: Connection, work: Work, seconds: float) -> None:
+    """Leaves the terminal's process group: Ctrl-C then reaches this process once, from its parent."""
+    os.setsid()
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    stop_after(seconds)
+    try:
+        signal.signal(SIGINT, signal.default_int_handler)
+        if not pipe.poll():
+            work()
+        answer = "done", ""
+    except (Stopped, KeyboardInterrupt):
+        answer = "stopped", ""
+    except UsageError as error:
+        answer = "usage", str(error)
+    except GnimeError as error:
+        answer = "failed", str(error)
+    pipe.send(answer)
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

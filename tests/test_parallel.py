@@ -1,0 +1,108 @@
+"""Attackers side by side: the same numbers, one fault line, and stops that lose nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import Scripts
+
+from gnime import system
+from gnime.errors import GnimeError, Stopped, UsageError
+from gnime.parallel import run_side_by_side
+from gnime.system import Interrupt
+
+REPOSITORY = Path(__file__).parent.parent
+ROWS = "predmi", "gnime", "negative"
+
+
+def note(folder, name, seconds=0.0):
+    (folder / f"{name}.begun").write_text(str(time.monotonic()))
+    time.sleep(seconds)
+    (folder / f"{name}.ended").write_text(str(time.monotonic()))
+
+
+def fail(error):
+    raise error
+
+
+def until_interrupted(folder, name):
+    with Interrupt() as interrupt:
+        (folder / f"{name}.begun").write_text("")
+        while not interrupt.asked:
+            time.sleep(0.05)
+    (folder / f"{name}.saved").write_text("")
+    raise Stopped("saved")
+
+
+def moments(folder, name):
+    return [float((folder / f"{name}.{what}").read_text()) for what in ("begun", "ended")]
+
+
+def test_works_overlap_and_no_more_than_jobs_at_once(tmp_path):
+    run_side_by_side([partial(note, tmp_path, name, 1.0) for name in "abc"], jobs=2)
+    (a, a_ended), (b, b_ended), (c, _) = (moments(tmp_path, name) for name in "abc")
+    assert max(a, b) < min(a_ended, b_ended) <= c
+
+
+def test_the_first_fault_is_raised_and_the_others_save(tmp_path):
+    works = [partial(until_interrupted, tmp_path, "a"), partial(fail, UsageError("--gpu 7: no such device")),
+             partial(note, tmp_path, "never")]
+    with pytest.raises(UsageError, match="--gpu 7: no such device"):
+        run_side_by_side(works, jobs=2)
+    assert not (tmp_path / "a.begun").exists() or (tmp_path / "a.saved").exists()
+    assert not (tmp_path / "never.begun").exists()
+
+
+def test_a_process_that_dies_is_a_fault(tmp_path):
+    with pytest.raises(GnimeError, match="ended with code 7"):
+        run_side_by_side([partial(os._exit, 7), partial(note, tmp_path, "a")], jobs=1)
+
+
+@pytest.mark.parametrize("limit", [False, True])
+def test_ctrl_c_and_the_time_limit_reach_every_process(tmp_path, monkeypatch, limit):
+    works = [partial(until_interrupted, tmp_path, name) for name in "ab"]
+    if limit:
+        monkeypatch.setattr(system, "_deadline", time.monotonic() + 6)
+    else:
+        code = ("import os, signal, sys, time; from pathlib import Path; a = Path(sys.argv[2]) / 'a.begun'\n"
+                "while not (a.exists() and (a.parent / 'b.begun').exists()): time.sleep(0.05)\n"
+                "os.kill(int(sys.argv[1]), signal.SIGINT)")
+        subprocess.Popen([sys.executable, "-c", code, str(os.getpid()), str(tmp_path)])
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Stopped):
+        run_side_by_side(works, jobs=2)
+    begun, saved = ({path.stem for path in tmp_path.glob(f"*.{what}")} for what in ("begun", "saved"))
+    assert begun == saved and (limit or begun == {"a", "b"}), "on a busy machine the limit may be over before a process begins"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_jobs_give_the_numbers_of_one(scripts, small_root, tmp_path):
+    settings = {}
+    for jobs in (1, 3):
+        root = shutil.copytree(small_root, tmp_path / str(jobs))
+        shutil.rmtree(root / "models/inv")
+        assert scripts("eval", root, "--jobs", jobs, "--settings", *ROWS)[0] == 0
+        settings[jobs] = json.loads((root / "figures/digits_lrp/results.json").read_text())["settings"]
+        assert "goes on" not in scripts("eval", root, "--settings", *ROWS)[1], "everything is found"
+    assert settings[1] == settings[3]
+
+
+def test_killed_with_its_processes_it_goes_on(small_root, root_copy):
+    """The parent is killed and its processes end; then the same command ends with the numbers of an undisturbed run."""
+    command = [sys.executable, "eval.py", *Scripts.flags, "--jobs", "2", "--root", str(root_copy)]
+    shutil.rmtree(root_copy / "models/inv")
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        while child.poll() is None and not list((root_copy / "models/inv").glob("*.pt")):
+            time.sleep(0.05)
+        child.kill()
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    files = (root / "figures/digits_lrp/results.json" for root in (small_root, root_copy))
+    results = [json.loads(file.read_text())["settings"] for file in files]
+    assert results[0] == results[1]
