@@ -14,10 +14,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .cli import Formatter, Parser, add_official, at_least, guarded, target_name
+from .cli import Formatter, Parser, add_official, at_least, guarded, row_name, target_name
 from .config import OFFICIAL, Run, Target, TrainConfig, target
 from .errors import GnimeError, Stopped, UsageError
-from .registry import CONTROLS, EXPLAINERS, PAPER_EXPLAINERS, PAPER_ROWS, ROWS
+from .registry import CONTROLS, EXPLAINERS, KNOWN, PAPER_EXPLAINERS, PAPER_ROWS, find_row, in_order
 
 PROGRAM = "python -m gnime.reproduce"
 
@@ -77,7 +77,7 @@ def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: 
     from .store import Paths, write_text
 
     pipeline.prepare(cell_run("prepare", options, cell))
-    if any(ROWS[name].needs_injector for name in settings):
+    if any(find_row(name).needs_injector for name in settings):
         pipeline.train(cell_run("train", options, cell))
     run = cell_run("eval", options, cell, settings)
     pipeline.evaluate(run)
@@ -114,7 +114,7 @@ def reproduce(options: argparse.Namespace) -> int:
         say(f"[{i}/{len(cells)}] {path}")
         began = time.monotonic()
         try:
-            run_cell(options, cell, tuple(name for name in ROWS if name in asked | there))
+            run_cell(options, cell, tuple(in_order(asked | there)))
         except Stopped as stopped:
             if not time_is_up():  # Ctrl-C
                 raise
@@ -164,8 +164,8 @@ def parser() -> argparse.ArgumentParser:
                       help=f"explainers (default: {' '.join(PAPER_EXPLAINERS)})")
     made.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], metavar="SEED",
                       help="one run each, all networks reseeded (default: 0 1 2)")
-    made.add_argument("--settings", nargs="+", choices=ROWS, default=list(PAPER_ROWS), metavar="SETTING",
-                      help=f"of {', '.join(ROWS)} (default: {' '.join(PAPER_ROWS)})")
+    made.add_argument("--settings", nargs="+", type=row_name, default=list(PAPER_ROWS), metavar="SETTING",
+                      help=f"of {KNOWN} (default: {' '.join(PAPER_ROWS)})")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
     add_official(made)
     made.add_argument("--budget", type=_seconds, metavar="SECONDS", help="after which to stop where the work can be resumed")
