@@ -9,11 +9,11 @@ from torch import nn
 from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
-from .evaluate import SHOWN, Result, compare, evaluate_row
+from .evaluate import SHOWN, Result, compare, evaluate_row, published
 from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
-from .registry import ROWS
+from .registry import find_row
 from .report import figures, results
 from .resuming import StateFile
 from .store import artifact_lock
@@ -86,11 +86,14 @@ def evaluate(run: Run) -> None:
     """Every row's attackers, the table and the pictures."""
     began = time.monotonic()
     experiment = _begin(run)
-    rows, device = [ROWS[name] for name in run.rows], experiment.device
+    rows, device = [find_row(name) for name in run.rows], experiment.device
     experiment.victim, experiment.evaluation_classifier, experiment.attacker_data  # noqa: B018  refused early where missing
     for row in rows:  # by all processes together
         experiment.identity(row)
         experiment.defence_inputs(row)
+    for row in rows:  # a defence that fails is refused before any attacker is trained
+        if row.defence is not None:
+            next(published(experiment, row))
     if device.world > 1:  # each process trains the attackers of its rows; the first then finds them all
         for row in rows[device.rank :: device.world]:
             evaluate_row(experiment.for_one_process(), row)
@@ -101,7 +104,7 @@ def evaluate(run: Run) -> None:
         with artifact_lock(experiment.paths.results, folder=True):
             results.write(experiment, outcome, warnings, seconds_since(began))
             _pictures(experiment, outcome)
-        say("", results.table(outcome), "")
+        say("", results.table(outcome), *results.bounds(outcome), "")
         for warning in warnings:
             warn(warning)
         say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")
@@ -114,6 +117,6 @@ def _pictures(experiment: Experiment, outcome: dict[str, Result]) -> None:
     image, explanation = (gather_rows(array, shown.test[:SHOWN], torch.device("cpu")).cpu().contiguous() for array in arrays)
     figures.comparison(paths.comparison, image, explanation, outcome)
     figures.metric_bars(paths.metrics, outcome)
-    injector = experiment.trained_injector if any(ROWS[name].needs_injector for name in outcome) else None
+    injector = experiment.trained_injector if any(find_row(name).needs_injector for name in outcome) else None
     losses, weight = (injector.report.get("history", []), injector.made_by.get("weight", 0.0)) if injector else ([], 0.0)
     figures.training_curves(paths.training, losses, {name: result.history for name, result in outcome.items()}, weight)
