@@ -118,7 +118,8 @@ def require(path: Path, found: dict, wanted: dict) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
             what = f"{key} {_short(found.get(key))}, this run has {_short(value)}"
-            again = "it was trained anew: remove this file" if key in ("injector", "ond-defender") else "give the same flags"
+            anew = key in ("injector", "ond-defender", "defence")
+            again = "it was trained anew: remove this file" if anew else "give the same flags"
             raise GnimeError(f"{path}: made with {what}; {again}, or move it away, or choose another --root")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, TARGETS, Run, target
 from .errors import GnimeError
-from .registry import DEFAULT_ROWS, EXPLAINERS, ROWS
+from .registry import DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
 from .threads import configure_threads
 
 ABOUT = {
@@ -76,6 +76,14 @@ def target_name(text: str) -> str:
     return text
 
 
+def row_name(text: str) -> str:
+    """A type for flags: the name of a row that the registry knows."""
+    try:
+        return find_row(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _width(text: str) -> int:
     value = at_least(64)(text)
     if value % 64 or value > 65536:
@@ -95,8 +103,8 @@ def parser(script: str) -> argparse.ArgumentParser:
                       help=f"side of a folder target's images: {', '.join(map(str, IMAGE_SIZES))} (default: 128)")
     what.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, weights, orders and noise")
     if script == "eval":
-        what.add_argument("--settings", nargs="+", choices=ROWS, default=list(DEFAULT_ROWS), metavar="SETTING",
-                          help=f"of {', '.join(ROWS)} (default: {' '.join(DEFAULT_ROWS)})")
+        what.add_argument("--settings", nargs="+", type=row_name, default=list(DEFAULT_ROWS), metavar="SETTING",
+                          help=f"of {KNOWN} (default: {' '.join(DEFAULT_ROWS)})")
         what.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="attackers that are trained at once")
     if script == "prepare":
         what.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")

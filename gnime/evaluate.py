@@ -2,9 +2,9 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from .attackers import Fitted, Reconstruct
 from .batches import Rows, cache_on_device, iter_batches
 from .data import AttackerData
 from .device import full_fp32
+from .errors import GnimeError
 from .experiment import Experiment
 from .metrics.leakage import bootstrap_interval, mse, residual_leakage
-from .registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, ROWS, Row
+from .registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, Row, find_row, load
 
 SHOWN = 5  # test images in the pictures: they fit a screen
 
@@ -35,19 +36,42 @@ class Result:
 
 
 def protect(experiment: Experiment, row: Row) -> Rows | None:
-    """The maps that the row's service publishes of the attacker's half; None where it withholds them."""
-    clean, device = experiment.attacker_data, experiment.device.torch
+    """The maps that the row's service publishes of the attacker's half; None where it withholds them.
+
+    Raises:
+        GnimeError: an explanation or a map is not finite, or the defence returns something else than a map for each.
+    """
+    clean = experiment.attacker_data.explanations
     if row.defence is None:
         return None
-    if row.defence == "none":
-        return clean.explanations
+    maps = None if row.defence == "none" else scratch(tuple(clean.shape), np.float32, experiment.paths.aux)
+    for rows, protected in published(experiment, row):
+        if maps is not None:
+            maps[rows.start : rows.stop] = protected.float().cpu().numpy()
+    return clean if maps is None else cache_on_device(maps, experiment.device.torch)
+
+
+def published(experiment: Experiment, row: Row) -> Iterator[tuple[range, Tensor]]:
+    """Batch by batch, rows of the attacker's half and the maps of them that the row's service publishes; see `protect`."""
+    clean = experiment.attacker_data
     defence = DEFENCES[row.defence].load()(experiment.defence_inputs(row), **row.parameters)
-    maps = scratch(tuple(clean.explanations.shape), np.float32, experiment.paths.aux)
     sources = [clean.explanations, clean.predictions, clean.images]
-    with torch.no_grad(), full_fp32():
-        for rows, (explanation, prediction, image) in iter_batches(sources, range(len(clean.images)), device):
-            maps[rows.start : rows.stop] = defence(explanation, prediction, image, rows).float().cpu().numpy()
-    return cache_on_device(maps, device)
+    for rows, (explanation, prediction, image) in iter_batches(sources, range(len(clean.images)), experiment.device.torch):
+        if not explanation.isfinite().all():
+            raise GnimeError(f"{row.name}: {experiment.paths.explanations} holds numbers that are not finite; remove it and "
+                             "run prepare.py again")
+        with torch.no_grad(), full_fp32():
+            protected = defence(explanation, prediction, image, rows)
+        fault = ""
+        if not isinstance(protected, Tensor):
+            fault = f"returned {type(protected).__name__}, not a tensor"
+        elif protected.shape != explanation.shape:
+            fault = f"returned maps {tuple(protected.shape)} of explanations {tuple(explanation.shape)}"
+        elif not protected.isfinite().all():
+            fault = "returned numbers that are not finite"
+        if fault:
+            raise GnimeError(f"{row.name}: its defence {fault}; mend {DEFENCES[row.defence].function}, or leave the row out")
+        yield rows, protected
 
 
 def attack(experiment: Experiment, row: Row, attacker: str, shown: AttackerData) -> Fitted:
@@ -112,8 +136,7 @@ def measure(experiment: Experiment, row: Row, reconstruct: Reconstruct, shown: A
 def _over_images(total: str, values: Tensor) -> float | None:
     values = values.double()
     if total:
-        module, name = total.split(":")
-        number = getattr(import_module(module), name)(values.sum().item(), len(values))
+        number = load(total)(values.sum().item(), len(values))
     else:
         number = values.mean().item()
     return number if math.isfinite(number) else None
@@ -163,7 +186,7 @@ def compare(results: dict[str, Result]) -> list[str]:
             if abs(mse_of[name] / mse_of["expmi"] - 1) > SAME:
                 warnings.append(f"{name}: distorts nothing, but its attacker's MSE is {mse_of[name]:.4f} and the undefended "
                                 f"one's {mse_of['expmi']:.4f}: one of them has not converged; train them longer")
-    noisy = [name for name in results if ROWS[name].defence in ("none", "rnd")]
+    noisy = [name for name in results if find_row(name).defence in ("none", "rnd")]
     noisy.sort(key=lambda name: results[name].numbers["distortion"])
     for less, more in itertools.pairwise(noisy):
         if interval[more][1] < interval[less][0] and mse_of[more] < (1 - SAME) * mse_of[less]:

@@ -14,8 +14,9 @@ from .batches import Rows, cache_on_device, iter_batches, mean_std
 from .checkpoints import Checkpoint, load_checkpoint, load_into, require, save_checkpoint
 from .config import Run, TrainConfig
 from .data import AttackerData, Data
-from .defences import DefenceInputs
+from .defences import DefenceInputs, DefenderData
 from .defences.class_mean import class_means
+from .defences.fitting import FitTask, load_or_fit
 from .device import Device, full_fp32
 from .errors import GnimeError, Unfinished
 from .networks import NetworkTask, TrainedModel, build, classifier_spec, injector_spec, inverter_spec
@@ -41,6 +42,7 @@ class Experiment:
 
     def __init__(self, run: Run, trains: bool = True):
         self.run, self.device, self.paths, self.trains = run, Device(run), Paths(run), trains
+        self._fitted: dict[str, TrainedModel] = {}
 
     def for_one_process(self) -> "Experiment":
         """This experiment for work that a process does without the others. Shares all that is loaded."""
@@ -161,8 +163,24 @@ class Experiment:
         _, _, predictions, maps = self.service
         return class_means(maps, predictions, self.data.splits.defender, self.device)
 
+    @property
+    def defender_data(self) -> DefenderData:
+        _, _, predictions, maps = self.service
+        return DefenderData(maps, predictions, self.data.splits.defender, self.class_means, self.run.seed, self.device)
+
+    def fitted_defence(self, row: Row) -> TrainedModel:
+        """The fitted defence of the row, found or fitted on the defender's half."""
+        if row.name not in self._fitted:
+            identity = {"kind": "defence", "definition": row.identity(), "target": self.run.target.name, "xai": self.run.xai,
+                        "seed": self.run.seed, "images": self.data.digest, "victim": self.victim.digest,
+                        "explanations": self.explanations.digest}
+            task = FitTask(row, self.paths.defence(row.name), self.run.root, identity, lambda: self.defender_data)
+            self._fitted[row.name] = load_or_fit(task, self.device)
+        return self._fitted[row.name]
+
     def defence_inputs(self, row: Row) -> DefenceInputs:
-        return DefenceInputs(self.run.seed, **{need: getattr(self, need) for need in row.needs})
+        return DefenceInputs(self.run.seed, **{
+            need: self.fitted_defence(row).network if need == "fitted" else getattr(self, need) for need in row.needs})
 
     # ------------------------------------------------------------------ identities and networks
 
@@ -174,6 +192,8 @@ class Experiment:
             identity |= {"xai": self.run.xai, "explanations": self.explanations.digest}
         if row.needs_injector:
             identity |= {"injector": self.trained_injector.digest}
+        if "fitted" in row.needs:
+            identity |= {"defence": self.fitted_defence(row).digest}
         if "frozen_inverter" in row.needs:
             identity |= {"ond-defender": self.trained_frozen_inverter.digest}
         return identity

@@ -11,13 +11,16 @@ from .checkpoints import load_checkpoint, load_into
 from .config import Target, TrainConfig
 from .errors import GnimeError
 from .models.classifier import Classifier
+from .models.conditional_mean import ConditionalMean
 from .models.injector import Injector
 from .models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
+from .models.prototypes import ConditionalPrototypes, Prototypes
 from .resuming import StateFile
 from .system import derive_seed
 
 NETWORKS = {"classifier": Classifier, "predmi": PredMI, "expmi": ExpMI, "dense": DenseExpMI,
-            "centred": CentredExpMI, "injector": Injector}
+            "centred": CentredExpMI, "injector": Injector, "cond-mean": ConditionalMean, "prototypes": Prototypes,
+            "cond-prototypes": ConditionalPrototypes}
 
 
 def classifier_spec(target: Target, classes: int) -> dict:
@@ -45,7 +48,7 @@ def build(spec: dict, seed: int = 0, *purpose: object) -> nn.Module:
 
 
 def rebuild(path: Path | str) -> nn.Module:
-    """The trained network in a file of ours, plain and in evaluation mode: `rebuild("models/def/mnist_lrp/injector.pt")`.
+    """The network in a file of ours, plain and in evaluation mode: `rebuild("models/def/mnist_lrp/injector.pt")`.
 
     Raises:
         GnimeError: the file is missing, damaged, or somebody else's (then nothing says which network it is).

@@ -11,12 +11,12 @@ from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
 from .errors import Unfinished
-from .evaluate import SHOWN, Result, compare, evaluate_row, train_attackers
+from .evaluate import SHOWN, Result, compare, evaluate_row, published, train_attackers
 from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
 from .parallel import run_side_by_side
-from .registry import ROWS, Row
+from .registry import Row, find_row
 from .report import figures
 from .report import results as files
 from .resuming import StateFile
@@ -100,12 +100,15 @@ def evaluate(run: Run, trains: bool = True) -> dict | None:
     """
     began = time.monotonic()
     experiment = _begin(run, trains)
-    rows, device = [ROWS[name] for name in run.rows], experiment.device
+    rows, device = [find_row(name) for name in run.rows], experiment.device
     experiment.victim, experiment.evaluation_classifier, experiment.attacker_data  # noqa: B018  refused early where missing
     if trains:
         for row in rows:  # by all processes together
             experiment.identity(row)
             experiment.defence_inputs(row)
+        for row in rows:  # a defence that fails is refused before any attacker is trained
+            if row.defence is not None:
+                next(published(experiment, row))
     if device.world > 1:  # each process trains the attackers of its rows; the first then finds them all
         for row in rows[device.rank :: device.world]:
             evaluate_row(experiment.for_one_process(), row)
@@ -121,9 +124,9 @@ def train_row(run: Run, name: str, before: tuple[Run, Run] | None = None) -> Non
     """The attackers of one row, left on disk; `before`: the runs of prepare.py and train.py, of which it makes its share."""
     if before:
         _prepare(Experiment(before[0]))
-        if ROWS[name].needs_injector:
+        if find_row(name).needs_injector:
             _train_injector(Experiment(before[1]))
-    train_attackers(Experiment(run), ROWS[name])
+    train_attackers(Experiment(run), find_row(name))
 
 
 def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | None:
@@ -142,7 +145,7 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
     with artifact_lock(experiment.paths.results, folder=True):
         content = files.write(experiment, results, warnings, seconds_since(began))
         _pictures(experiment, results)
-    say("", files.table(results), "")
+    say("", files.table(results), *files.bounds(results), "")
     for warning in warnings:
         warn(warning)
     say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")
@@ -155,6 +158,6 @@ def _pictures(experiment: Experiment, results: dict[str, Result]) -> None:
     image, explanation = (gather_rows(array, shown.test[:SHOWN], torch.device("cpu")).cpu().contiguous() for array in arrays)
     figures.comparison(paths.comparison, image, explanation, results)
     figures.metric_bars(paths.metrics, results)
-    injector = experiment.trained_injector if any(ROWS[name].needs_injector for name in results) else None
+    injector = experiment.trained_injector if any(find_row(name).needs_injector for name in results) else None
     losses, weight = (injector.report.get("history", []), injector.made_by.get("weight", 0.0)) if injector else ([], 0.0)
     figures.training_curves(paths.training, losses, {name: result.history for name, result in results.items()}, weight)

@@ -4,10 +4,18 @@ Imports nothing heavy: an entry names its function as "module:function", which i
 CONTRIBUTING.md has a recipe for each kind of entry.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TypeVar
+
+
+def load(function: str) -> Callable:
+    """The function that "module:function" names."""
+    module, name = function.split(":")
+    return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
@@ -26,13 +34,30 @@ class Entry:
     version: int = 1
 
     def load(self) -> Callable:
-        module, name = self.function.split(":")
-        return getattr(import_module(module), name)
+        return load(self.function)
 
 
 @dataclass(frozen=True)
 class Explainer(Entry):
     """(model, images (N, C, H, W) in [0, 1]) -> explanations (N, K, h, w) in [0, 1], float32."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """The one parameter of a defence that the names of its rows carry, as in `prototypes-16`.
+
+    Attributes:
+        parameter, type: its name and type in the defence's function.
+        letter: stands for it in --help and titles.
+        pattern: regular expression of the numbers that are allowed, each in one spelling.
+        words: the same in words.
+    """
+
+    parameter: str
+    type: type
+    letter: str
+    pattern: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -42,10 +67,16 @@ class Defence(Entry):
     Attributes:
         colour: of its row in figures.
         needs: the fields of `DefenceInputs` that it uses beside the seed. They are made or found before it is called.
+        fit: "module:function" (data: DefenderData, **parameters) -> Fit, of a defence that needs `fitted`.
+        number: the parameter that its rows' names carry.
+        bits: (**parameters) -> the most that a map can say about its image beyond the prediction; None: no bound is known.
     """
 
     colour: str = "#555555"
     needs: tuple[str, ...] = ()
+    fit: str = ""
+    number: Number | None = None
+    bits: Callable[..., float] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +141,12 @@ class Row:
         """Whether the noise injector must be trained: it protects, or its distortion is matched."""
         return bool({"injector", "variance"} & set(self.needs))
 
+    @property
+    def bits(self) -> float | None:
+        """The most that one of its maps can say about its image beyond the prediction, in bits; None: no bound is known."""
+        bound = DEFENCES[self.defence].bits if self.defence else None
+        return bound(**self.parameters) if bound else None
+
     def identity(self) -> list:
         """The definition of its defence: name, version and parameters."""
         return [self.defence, DEFENCES[self.defence].version if self.defence else 1, self.parameters]
@@ -129,6 +166,20 @@ EXPLAINERS = _by_name(
 )
 PAPER_EXPLAINERS = ("grad", "gradcam", "lrp")  # of the paper's table
 
+def _no_bits() -> float:
+    """Of a map that follows from the prediction alone."""
+    return 0.0
+
+
+def _chosen(clusters: int) -> float:
+    """Of a map that is one of `clusters`, once the prediction is known."""
+    return math.log2(clusters)
+
+
+CLUSTERS = Number("clusters", int, "K", r"[1-9][0-9]{0,8}", "any whole K from 1")
+SHARE = Number("share", float, "S", r"0\.[0-9]{0,5}[1-9]", "0 < S < 1")
+FITTED = {"function": "gnime.defences.fitting:fitted", "needs": ("fitted",)}
+
 DEFENCES = _by_name(
     Defence("none", "undefended", "gnime.defences.controls:none", colour="#d62728"),
     Defence("rnd", "Gaussian noise", "gnime.defences.noise:rnd", colour="#ff7f0e", needs=("variance",)),
@@ -138,8 +189,16 @@ DEFENCES = _by_name(
     Defence("negative", "1 - e", "gnime.defences.controls:negative", colour="#8c564b"),
     Defence("permutation", "secret pixel permutation", "gnime.defences.controls:permutation", colour="#e377c2"),
     Defence("class-mean", "mean explanation of the predicted class", "gnime.defences.class_mean:class_mean", colour="#17becf",
-            needs=("class_means",)),
-    Defence("blank", "a blank explanation", "gnime.defences.controls:blank", colour="#bcbd22"),
+            needs=("class_means",), bits=_no_bits),
+    Defence("blank", "a blank explanation", "gnime.defences.controls:blank", colour="#bcbd22", bits=_no_bits),
+    Defence("cond-mean", "mean explanation given the prediction", fit="gnime.defences.cond_mean:fit", colour="#2ca02c",
+            bits=_no_bits, **FITTED),
+    Defence("prototypes", "prototypes", fit="gnime.defences.prototypes:fit", colour="#393b79", number=CLUSTERS, bits=_chosen,
+            **FITTED),
+    Defence("cond-prototypes", "mean given the prediction and prototypes", fit="gnime.defences.prototypes:fit_conditional",
+            colour="#637939", number=CLUSTERS, bits=_chosen, **FITTED),
+    Defence("mix", "mixed with the class's mean", "gnime.defences.controls:mix", colour="#e7969c", needs=("class_means",),
+            number=SHARE),
 )
 
 ATTACKERS = _by_name(
@@ -168,19 +227,24 @@ def _rows(*rows: Row) -> dict[str, Row]:
     return _by_name(*rows, *(Row(name, name) for name in DEFENCES if name not in named))
 
 
-# the controls: noise of no size and of a larger one, two fake defences that hide nothing, and the least that an
-# explanation can say
+# the controls: noise of no size and of a larger one, three fake defences that hide nothing or little, and the least that
+# an explanation can say
 ROWS = _rows(
     Row("predmi", None, attackers=("predmi",), trained_as="predmi", title="prediction only", colour="#7f7f7f"),
     Row("expmi", "none"),
     Row("rnd", "rnd", trained_as="rnd"),
     Row("ond", "ond", trained_as="gnime"),
     Row("gnime", "gnime", trained_as="gnime"),
+    Row("cond-mean", "cond-mean"),
+    Row("prototypes-4", "prototypes", {"clusters": 4}, colour="#9c9ede"),
+    Row("prototypes-16", "prototypes", {"clusters": 16}),
+    Row("cond-prototypes-8", "cond-prototypes", {"clusters": 8}),
     Row("rnd-0", "rnd", {"level": 0.0}, control=True, title="no noise", colour="#f5c6a0"),
     Row("rnd-4", "rnd", {"level": 4.0}, trained_as="rnd", control=True, title="Gaussian noise, 4 times the distortion",
         colour="#a04000"),
     Row("negative", "negative", attackers=("expmi", "centred"), control=True),
     Row("permutation", "permutation", attackers=("expmi", "dense"), control=True),
+    Row("mix-0.1", "mix", {"share": 0.1}, control=True),
     Row("class-mean", "class-mean", control=True),
     Row("blank", "blank", control=True),
 )
@@ -189,8 +253,45 @@ DEFAULT_ROWS = ("predmi", "expmi", "rnd", "gnime")
 CONTROLS = tuple(row.name for row in ROWS.values() if row.control)
 
 
+# a defence whose rows' names carry a number has a row for every number, like the first of its rows in ROWS
+FAMILIES = {defence.name: next(row for row in ROWS.values() if row.defence == defence.name)
+            for defence in DEFENCES.values() if defence.number}
+KNOWN = ", ".join([*ROWS, *(f"{name}-{DEFENCES[name].number.letter} ({DEFENCES[name].number.words})" for name in FAMILIES)])
+
+
+def find_row(name: str) -> Row:
+    """The row of that name: one of `ROWS`, or one of `FAMILIES` with another number, as "prototypes-6".
+
+    Raises:
+        ValueError: there is none; the message lists what there is.
+    """
+    if name in ROWS:
+        return ROWS[name]
+    family, _, text = name.rpartition("-")
+    number = DEFENCES[family].number if family in FAMILIES else None
+    if number is None or not re.fullmatch(number.pattern, text):
+        raise ValueError(f"{name!r} is none of {KNOWN}")
+    return replace(FAMILIES[family], name=name, parameters={number.parameter: number.type(text)}, colour="")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of rows in the order of tables: that of `ROWS`, and by their number within a family."""
+    places = list(ROWS)
+
+    def place(name: str) -> tuple[int, float]:
+        row = find_row(name)
+        if row.defence in FAMILIES:
+            return places.index(FAMILIES[row.defence].name), *row.parameters.values()
+        return places.index(name), 0
+
+    return sorted(names, key=place)
+
+
 def title(row: Row) -> str:
-    return ("control: " if row.control else "") + (row.title or DEFENCES[row.defence].title)
+    """In tables and figures: "prototypes, K = 16"."""
+    defence = DEFENCES.get(row.defence)
+    number = f", {defence.number.letter} = {row.parameters[defence.number.parameter]}" if defence and defence.number else ""
+    return ("control: " if row.control else "") + (row.title or defence.title + number)
 
 
 def colour(row: Row) -> str:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .cli import Formatter, Parser, add_official, at_least, guarded, target_name
+from .cli import Formatter, Parser, add_official, at_least, guarded, row_name, target_name
 from .config import OFFICIAL, Run, Target, TrainConfig, target
 from .errors import GnimeError, Stopped, UsageError
-from .registry import CONTROLS, EXPLAINERS, PAPER_EXPLAINERS, PAPER_ROWS, ROWS
+from .registry import CONTROLS, EXPLAINERS, KNOWN, PAPER_EXPLAINERS, PAPER_ROWS, find_row, in_order
 
 PROGRAM = "python -m gnime.reproduce"
 
@@ -93,7 +93,7 @@ def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: 
     if options.jobs > 1:
         run_side_by_side([partial(pipeline.train_row, run, name, before) for name in settings], options.jobs)
     pipeline.prepare(before[0])
-    if any(ROWS[name].needs_injector for name in settings):
+    if any(find_row(name).needs_injector for name in settings):
         pipeline.train(before[1])
     _write_result(options, cell, run, pipeline.evaluate(run))
 
@@ -148,7 +148,7 @@ def reproduce(options: argparse.Namespace) -> int:
             continue
         say(f"[{i}/{len(cells)}] {path}")
         began = time.monotonic()
-        settings = tuple(name for name in ROWS if name in asked | there)
+        settings = tuple(in_order(asked | there))
         try:
             run_cell(options, cell, settings)
         except Stopped as stopped:
@@ -212,8 +212,8 @@ def parser() -> argparse.ArgumentParser:
                       help=f"explainers (default: {' '.join(PAPER_EXPLAINERS)})")
     made.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], metavar="SEED",
                       help="one run each, all networks reseeded (default: 0 1 2)")
-    made.add_argument("--settings", nargs="+", choices=ROWS, default=list(PAPER_ROWS), metavar="SETTING",
-                      help=f"of {', '.join(ROWS)} (default: {' '.join(PAPER_ROWS)})")
+    made.add_argument("--settings", nargs="+", type=row_name, default=list(PAPER_ROWS), metavar="SETTING",
+                      help=f"of {KNOWN} (default: {' '.join(PAPER_ROWS)})")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
     add_official(made)
     made.add_argument("--limit", type=at_least(1), metavar="N",

@@ -38,6 +38,10 @@ class Paths:
         self.comparison, self.metrics, self.training = (
             figures / f"{name}.png" for name in ("comparison", "metrics", "training"))
 
+    def defence(self, row: str) -> Path:
+        """A fitted defence."""
+        return self.injector_folder / f"{row}.pt"
+
     def inverter(self, row: str, attacker: str = "expmi") -> Path:
         """An attacker's network. PredMI sees no explanation, so all explainers share it."""
         name = f"{self._target}_{row}" + ("" if row == "predmi" else f"_{self._xai}")
@@ -116,7 +120,8 @@ def artifact_lock(path: Path, device: Device | None = None, folder: bool = False
     """Locks `path` while this process looks for the artifact and makes it. A second process waits.
 
     The system releases the lock when its holder dies. Part files that killed writers left are removed: those of `path`, or
-    with `folder` all in its folder. Of several processes that make one artifact together (`device`), the first holds the lock.
+    with `folder` all in its folder but those of artifacts with locks of their own. Of several processes that make one
+    artifact together (`device`), the first holds the lock.
 
     Raises:
         GnimeError: the folder cannot be written.
@@ -143,7 +148,8 @@ def artifact_lock(path: Path, device: Device | None = None, folder: bool = False
         file.flush()
         ours = re.compile(rf"\.{re.escape(path.stem)}(\.state)?{re.escape(path.suffix)}\.\d+\.part")
         for left in path.parent.glob(".*.part"):
-            if folder or ours.fullmatch(left.name):
+            lock_of_its_own = left.with_name(f"{left.name.rsplit('.', 2)[0]}.lock")
+            if ours.fullmatch(left.name) or (folder and not lock_of_its_own.exists()):
                 left.unlink(missing_ok=True)
         if device is not None:
             device.barrier()

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..batches import Rows
+from ..device import Device
+
 # (explanations (n, K, S, S), predictions (n, classes), images (n, C, T, T), their row numbers) -> maps (n, K, S, S)
 Protect = Callable[[Tensor, Tensor, Tensor, range], Tensor]
 
@@ -22,6 +25,7 @@ class DefenceInputs:
         variance: mean squared distortion of GNIME on the test set; RND and OND distort as much.
         frozen_inverter: an ExpMI that is trained on the defender's half.
         class_means: (classes, K, S, S) mean explanation of the defender's images by predicted class.
+        fitted: what the registry entry's `fit` made, (explanation, prediction) -> maps.
     """
 
     seed: int
@@ -29,3 +33,28 @@ class DefenceInputs:
     variance: float | None = None
     frozen_inverter: nn.Module | None = None
     class_means: Tensor | None = None
+    fitted: nn.Module | None = None
+
+
+@dataclass
+class DefenderData:
+    """What a defence is fitted on: the rows `rows` of explanations (n, K, S, S) in [0, 1] and predictions (n, classes)."""
+
+    explanations: Rows
+    predictions: Rows
+    rows: range
+    class_means: Tensor  # (classes, K, S, S) of these rows; the mean of all where a class has none
+    seed: int
+    device: Device
+
+
+@dataclass
+class Fit:
+    """A fitted defence as plain data: what `networks.build` builds it from, its buffers, and its record.
+
+    The record's "warning", if it has one, is shown whenever the defence is loaded.
+    """
+
+    spec: dict
+    tensors: dict[str, Tensor]
+    report: dict

@@ -28,6 +28,15 @@ def permutation(inputs: DefenceInputs) -> Protect:
     return protect
 
 
+def mix(inputs: DefenceInputs, share: float) -> Protect:
+    """share e + (1 - share) E[e | class]: little of e is left to see, but the attacker scales it up again."""
+
+    def protect(explanation: Tensor, prediction: Tensor, image: Tensor, rows: range) -> Tensor:
+        return share * explanation + (1 - share) * inputs.class_means[prediction.argmax(1)]
+
+    return protect
+
+
 def blank(inputs: DefenceInputs) -> Protect:
     """Zeros. Its attacker recovers what the paper's ExpMI recovers from the prediction alone."""
     return lambda explanation, prediction, image, rows: torch.zeros_like(explanation)

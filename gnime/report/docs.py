@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..config import OFFICIAL
 from ..errors import GnimeError
-from ..registry import EXPLAINERS, ROWS
+from ..registry import EXPLAINERS, find_row
 from ..store import digest_of, write_text
 from . import figures
-from .paper import document, read_paper, values, whole_modes
+from .paper import document, read_paper, settings_of, values, whole_modes
 
 DOCS = Path("docs/results.md")
 PRESETS = ("paper", "reduced")  # folders of results/
@@ -33,7 +33,7 @@ def read_result(path: Path) -> dict:
         whole = (all(isinstance(run[key], kind) for key, kind in KINDS.items()) and run["xai"] in EXPLAINERS
                  and all(run[key].keys() >= names for key, names in PARTS.items())
                  and run["configuration"]["official"] == [name for name in OFFICIAL if name in run["configuration"]["official"]]
-                 and all(setting in ROWS and numbers.keys() >= NUMBERS and numbers["mse"] > 0
+                 and all(find_row(setting) and numbers.keys() >= NUMBERS and numbers["mse"] > 0
                          for setting, numbers in run["settings"].items()))
     except (ValueError, LookupError, TypeError, AttributeError):
         whole = False
@@ -78,7 +78,7 @@ def charts(found: dict[str, list[dict]]) -> dict[Path, tuple[dict, dict]]:
         ours, theirs = defaultdict(dict), defaultdict(dict)
         for (name, xai, official), seeds in sorted(whole_modes(runs).items(), key=lambda item: (item[0][2], item[0])):
             panel, title = name + (", official" if official else ""), EXPLAINERS[xai].title
-            bars = {setting: values(seeds, setting, "mse") for setting in ROWS}
+            bars = {setting: values(seeds, setting, "mse") for setting in settings_of(seeds)}
             ours[panel][title] = {setting: numbers for setting, numbers in bars.items() if numbers}
             known = {setting: paper.get((name, xai, setting, "mse")) for setting in ours[panel][title]}
             theirs[panel][title] = {setting: numbers for setting, numbers in known.items() if numbers}

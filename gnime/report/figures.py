@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..registry import METRICS, ROWS, colour
+from ..registry import METRICS, colour, find_row, in_order
 from ..store import digest_of, writing
 
 matplotlib.use("Agg")
@@ -73,7 +73,7 @@ def metric_bars(path: Path, results: dict) -> None:
         axis.set_axis_off()
     for axis, (name, metric) in zip(axes.flat, panels.items(), strict=False):
         values = [results[row].numbers.get(name) for row in names]
-        bars = axis.bar(names, [value or 0 for value in values], color=[colour(ROWS[row]) for row in names])
+        bars = axis.bar(names, [value or 0 for value in values], color=[colour(find_row(row)) for row in names])
         tops = bars
         if name == "mse":
             spans = [results[row].numbers["mse_interval"] for row in names]
@@ -119,7 +119,7 @@ def training_curves(path: Path, losses: list, histories: dict[str, list], weight
     for name, history in histories.items():
         if history:
             values = np.asarray(history)[:, 1]
-            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=colour(ROWS[name]),
+            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=colour(find_row(name)),
                       marker="." if len(values) < 3 else None)
     axis.set_yscale("log")
     axis.set_title("attackers: validation MSE", fontsize=9)
@@ -149,7 +149,7 @@ def seed_bars(path: Path, ours: dict, paper: dict) -> None:
             drawn |= _panel(axis, ours[panel], paper.get(panel, {}))
             axis.set_title(panel, fontsize=10)
         figure.axes[-len(row)].set_ylabel("MSE (higher: safer)", fontsize=9)
-    labels = [name for name in (*ROWS, "paper") if name in drawn]
+    labels = in_order(drawn.keys() - {"paper"}) + [name for name in ("paper",) if name in drawn]
     figure.legend([drawn[name] for name in labels], labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8,
                   ncols=len(labels) if most > 2 else 4, frameon=False, title="mean and standard deviation over seeds",
                   title_fontsize=9)
@@ -178,7 +178,7 @@ def _panel(axis, groups: dict, paper: dict) -> dict:
         for name, numbers in bars.items():
             style = {"width": width, "capsize": 2, "error_kw": {"linewidth": 1}}
             spread = np.std(numbers, ddof=1) if len(numbers) > 1 else None
-            style["color"] = colour(ROWS[name])
+            style["color"] = colour(find_row(name))
             drawn[name] = axis.bar(at - (0.225 if known else 0), np.mean(numbers), yerr=spread, **style)
             if name in known:
                 mean, spread = known[name]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..config import OFFICIAL
-from ..registry import EXPLAINERS, METRICS, PAPER_EXPLAINERS, PAPER_ROWS, RESIDUAL, ROWS
+from ..registry import EXPLAINERS, METRICS, PAPER_EXPLAINERS, PAPER_ROWS, RESIDUAL, in_order
 
 PAPER = Path("docs/table1.csv")
 PAPER_METRICS = ("mse", "ssim", "tca", "deepsim")  # in every one of the paper's tables
@@ -56,9 +56,9 @@ def values(runs: list[dict], setting: str, metric: str) -> list:
     return [value for value in found if value is not None]
 
 
-def _settings(runs: list[dict]) -> list[str]:
-    """What any of the runs has, in the order of `ROWS`."""
-    return [setting for setting in ROWS if any(setting in run["settings"] for run in runs)]
+def settings_of(runs: list[dict]) -> list[str]:
+    """What any of the runs has, in the order of tables."""
+    return in_order({setting for run in runs for setting in run["settings"]})
 
 
 def paper_tables(runs: list[dict]) -> list[str]:
@@ -101,7 +101,7 @@ def reduced_tables(runs: list[dict]) -> list[str]:
         lines += [f"### {name}, {EXPLAINERS[xai].title}{', official' if official else ''}", "",
                   f"Seeds {', '.join(str(run['seed']) for run in seeds)}. {_configuration(seeds)}", ""]
         rows, spreads = [], []
-        for setting in _settings(seeds):
+        for setting in settings_of(seeds):
             n = len(values(seeds, setting, "mse"))
             label = setting if n == len(seeds) else f"{setting} (n={n})"
             rows.append([label] + [_spread(values(seeds, setting, metric), 2 if metric == "psnr" else 4)
@@ -130,7 +130,7 @@ def official_tables(runs: list[dict]) -> list[str]:
         default, official = ({run["seed"]: run["settings"] for run in groups.get((name, xai, mode), [])}
                              for mode in (DEFAULT, RELEASE))
         rows = []
-        for setting in ROWS:
+        for setting in in_order(set().union(*default.values()) & set().union(*official.values())):
             both = [(default[seed][setting], official[seed][setting]) for seed in sorted(default.keys() & official.keys())
                     if setting in default[seed] and setting in official[seed]]
             if both:
@@ -152,7 +152,7 @@ def _one_by_one(name: str, xai: str, groups: dict[tuple, list[dict]]) -> list[st
     if not alone:
         return []
     default = {run["seed"]: run["settings"] for run in groups.get(DEFAULT, [])}
-    settings, rows = _settings(alone), []
+    settings, rows = settings_of(alone), []
     for official in sorted(groups.keys() - {DEFAULT}, key=lambda these: (len(these), *map(RELEASE.index, these))):
         row = ["all" if official == RELEASE else " ".join(official)]
         for setting in settings:
@@ -247,7 +247,7 @@ def _observations(runs: list[dict]) -> list[str]:
 def _warnings(runs: list[dict]) -> str:
     """How many runs warn of themselves, and of which settings (`evaluate.compare`: "<setting>: ...")."""
     counts = Counter(warning.split(":")[0] for run in runs for warning in run["warnings"])
-    names = ", ".join(f"{setting} {counts[setting]}" for setting in ROWS if counts[setting])
+    names = ", ".join(f"{setting} {counts[setting]}" for setting in settings_of(runs) if counts[setting])
     return (f"- Runs with a warning: {sum(bool(run['warnings']) for run in runs)} of {len(runs)}"
             + (f" (warnings: {names})." if names else "."))
 

@@ -3,10 +3,11 @@
 import csv
 import io
 import json
+import math
 
 from ..evaluate import Result
 from ..experiment import Experiment
-from ..registry import METRICS, RESIDUAL, ROWS, title
+from ..registry import METRICS, RESIDUAL, find_row, title
 from ..store import write_text
 from ..system import provenance
 
@@ -22,6 +23,13 @@ def table(results: dict[str, Result]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) if i else cell.ljust(width)
                                for i, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in lines)
+
+
+def bounds(results: dict[str, Result]) -> list[str]:
+    """A line for each row whose maps are known to say no more than so many bits. Rounded up: it is a bound."""
+    known = {name: bits for name in results if (bits := find_row(name).bits) is not None}
+    return [f"{name}: at most {math.ceil(100 * bits) / 100:g} bit{'' if bits == 1 else 's'} beyond the prediction"
+            for name, bits in known.items()]
 
 
 CONFIG = ("epochs", "batch_size", "lr", "betas", "eps", "patience")
@@ -48,14 +56,17 @@ def write(experiment: Experiment, results: dict[str, Result], warnings: list[str
     """Writes `results.json`, with all that is needed to repeat the run, and the table as `results.csv`. Returns the former."""
     run, data, device = experiment.run, experiment.data, experiment.device
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
-    if any(ROWS[name].needs_injector for name in results):
+    if any(find_row(name).needs_injector for name in results):
         networks["injector"] = experiment.trained_injector.summary()
+    networks |= {f"{name} defence": experiment.fitted_defence(find_row(name)).summary() for name in results
+                 if "fitted" in find_row(name).needs}
     networks |= {name: result.attacker for name, result in results.items() if result.attacker}
     content = {
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
         "configuration": _as_trained(run.describe(), networks), "precision": device.precision, "command": run.command("eval"),
-        "settings": {name: {"title": title(ROWS[name]), **result.numbers} for name, result in results.items()},
+        "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits, **result.numbers}
+                     for name, result in results.items()},
         "networks": networks, "warnings": warnings, "duration": duration, **provenance(device.describe()),
     }
     write_text(experiment.paths.results, json.dumps(content, indent=1, allow_nan=False) + "\n")
