@@ -145,6 +145,7 @@ ATTACKERS = _by_name(
     Attacker("expmi", "ExpMI", "gnime.attackers.inverter:expmi"),
     Attacker("centred", "ExpMI on centred maps", "gnime.attackers.inverter:centred"),
     Attacker("dense", "ExpMI behind a dense layer", "gnime.attackers.inverter:dense"),
+    Attacker("kernel", "kernel ridge regression", "gnime.attackers.kernel:kernel"),
 )
 
 METRICS = _by_name(
