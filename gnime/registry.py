@@ -157,6 +157,9 @@ METRICS = _by_name(
     Metric("deepsim", "DeePSiM", "gnime.metrics.leakage:squared_distance", takes=("image_features", "reconstruction_features"),
            total="gnime.metrics.leakage:deepsim_of"),
     Metric("distortion", "distortion", "gnime.metrics.leakage:mse", takes=("clean", "protected")),
+    Metric("pearson", "Pearson", "gnime.metrics.usefulness:pearson", takes=("clean", "protected")),
+    Metric("spearman", "Spearman", "gnime.metrics.usefulness:spearman", takes=("clean", "protected")),
+    Metric("top_overlap", "top-10 % overlap", "gnime.metrics.usefulness:top_overlap", takes=("clean", "protected")),
 )
 RESIDUAL = "residual_leakage"  # compares rows, so no metric of one; in every table after the metrics
 
