@@ -206,6 +206,7 @@ ATTACKERS = _by_name(
     Attacker("expmi", "ExpMI", "gnime.attackers.inverter:expmi", stored=True),
     Attacker("centred", "ExpMI on centred maps", "gnime.attackers.inverter:centred", stored=True),
     Attacker("dense", "ExpMI behind a dense layer", "gnime.attackers.inverter:dense", stored=True),
+    Attacker("kernel", "kernel ridge regression", "gnime.attackers.kernel:kernel"),
 )
 
 METRICS = _by_name(
@@ -217,6 +218,9 @@ METRICS = _by_name(
     Metric("deepsim", "DeePSiM", "gnime.metrics.leakage:squared_distance", takes=("image_features", "reconstruction_features"),
            total="gnime.metrics.leakage:deepsim_of"),
     Metric("distortion", "distortion", "gnime.metrics.leakage:mse", takes=("clean", "protected")),
+    Metric("pearson", "Pearson", "gnime.metrics.usefulness:pearson", takes=("clean", "protected")),
+    Metric("spearman", "Spearman", "gnime.metrics.usefulness:spearman", takes=("clean", "protected")),
+    Metric("top_overlap", "top-10 % overlap", "gnime.metrics.usefulness:top_overlap", takes=("clean", "protected")),
 )
 RESIDUAL = "residual_leakage"  # compares rows, so no metric of one; in every table after the metrics
 

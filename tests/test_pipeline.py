@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import Killed
 from PIL import Image
+from scipy.stats import spearmanr
 
 from gnime import experiment, pipeline, resuming, training
 from gnime.checkpoints import load_checkpoint
@@ -170,9 +171,14 @@ def test_numbers_follow_from_the_files(small_root, files, setting):
     assert found["deepsim"] == pytest.approx(math.exp(-np.sqrt(((features[0] - features[1]) ** 2).sum()) / len(x)), rel=1e-5)
     assert found["mse_quantiles"] == pytest.approx(np.quantile(squared, [0.05, 0.25, 0.5, 0.75, 0.95]), rel=1e-5)
     if setting == "predmi":
-        assert "distortion" not in found
+        assert not {"distortion", "pearson", "spearman", "top_overlap"} & found.keys()
     else:
         assert found["distortion"] == pytest.approx(((seen - e) ** 2).mean().item(), rel=1e-5, abs=1e-12)
+        pairs = list(zip(e.flatten(1).double().numpy(), seen.flatten(1).double().numpy(), strict=True))
+        assert found["pearson"] == pytest.approx(np.mean([np.corrcoef(a, b)[0, 1] for a, b in pairs]), rel=1e-4)
+        assert found["spearman"] == pytest.approx(np.mean([spearmanr(a, b).statistic for a, b in pairs]), rel=1e-3)
+        top = [[set(np.argsort(-m)[:26]) for m in pair] for pair in pairs]  # a tenth of 256
+        assert found["top_overlap"] == pytest.approx(np.mean([len(a & b) / 26 for a, b in top]), abs=0.01)
 
 
 @pytest.mark.parametrize("setting", ["predmi", "expmi", "gnime"])
@@ -248,7 +254,8 @@ def test_the_table_is_the_same_in_every_form(scripts, root_copy):
     table = {line[0]: line for line in printed}
     assert list(table) == list(lines) == list(found["settings"]) == ["predmi", "expmi", "rnd", "gnime"]
     for name, numbers in found["settings"].items():
-        for metric in ("mse", "psnr", "ssim", "accuracy", "tca", "deepsim", "distortion", "residual_leakage"):
+        for metric in ("mse", "psnr", "ssim", "accuracy", "tca", "deepsim", "distortion", "pearson", "spearman",
+                       "top_overlap", "residual_leakage"):
             text = lines[name][metric]
             assert (float(text) if text else None) == numbers.get(metric)
         shown = table[name]

@@ -1,1 +1,1 @@
-"""Metrics: pure functions of images and their reconstructions; `registry.METRICS` names them."""
+"""Metrics: pure functions of images and reconstructions (leakage), of maps (usefulness); `registry.METRICS` names them."""
