@@ -56,6 +56,11 @@ def values(runs: list[dict], setting: str, metric: str) -> list:
     return [value for value in found if value is not None]
 
 
+def _metrics(runs: list[dict]) -> list[str]:
+    """Metrics that any of the runs has, in the order of the registry: a new metric adds no column to older runs' tables."""
+    return [metric for metric in TITLES if any(metric in numbers for run in runs for numbers in run["settings"].values())]
+
+
 def _settings(runs: list[dict]) -> list[str]:
     """What any of the runs has, in the order of `ROWS`."""
     return [setting for setting in ROWS if any(setting in run["settings"] for run in runs)]
@@ -100,14 +105,14 @@ def reduced_tables(runs: list[dict]) -> list[str]:
     for (name, xai, official), seeds in sorted(whole_modes(runs).items()):
         lines += [f"### {name}, {EXPLAINERS[xai].title}{', official' if official else ''}", "",
                   f"Seeds {', '.join(str(run['seed']) for run in seeds)}. {_configuration(seeds)}", ""]
-        rows, spreads = [], []
+        rows, spreads, metrics = [], [], _metrics(seeds)
         for setting in _settings(seeds):
             n = len(values(seeds, setting, "mse"))
             label = setting if n == len(seeds) else f"{setting} (n={n})"
             rows.append([label] + [_spread(values(seeds, setting, metric), 2 if metric == "psnr" else 4)
-                                   for metric in TITLES])
+                                   for metric in metrics])
             spreads.append([label, *_over_images(seeds, setting)])
-        lines += _table(["setting", *(TITLES[m] for m in TITLES)], rows)
+        lines += _table(["setting", *(TITLES[metric] for metric in metrics)], rows)
         lines += _table(["setting", "MSE over images: median [5 %, 95 %]", "mean: 95 % interval"], spreads)
         lines += [*_observations(seeds), ""]
     return lines
