@@ -1,4 +1,4 @@
-"""The command line of the three scripts. Imports nothing heavy: `--help` and bad usage answer at once."""
+"""The command line of the three scripts. Imports nothing heavy, so that `--help` and errors of usage are fast."""
 
 import argparse
 import re
@@ -11,41 +11,41 @@ from pathlib import Path
 from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, TARGETS, Run, target
 from .errors import GnimeError
-from .registry import DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
+from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
 from .threads import configure_threads
 
 ABOUT = {
-    "prepare": "Train the victim and the evaluation classifier, and explain every image: models/victim, models/eval, aux/.",
-    "train": "Train the noise injector against its inverter: models/def.",
-    "eval": "Train an attacker for each setting, and compare what they recover: models/inv, figures/.",
+    "prepare": "Train the victim and the evaluation classifier, and explain every image. Writes to models/ and aux/.",
+    "train": "Train the noise injector against a sparring inverter. Writes to models/def/.",
+    "eval": "Train an attacker for each setting, and compare the images that they recover. Writes to models/inv/ and figures/.",
 }
 EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", "eval": "of the inverters, at most"}
 CONFIGS = {"prepare": "classifier.", "train": "injector.", "eval": "inverter."}
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults in --help, where there is one and the help does not tell it itself."""
+    """Adds the default to the help of a flag that has one and does not state it already."""
 
     def _get_help_string(self, action):
-        told = any(action.default is nothing for nothing in (None, False, ())) or "(default" in action.help
-        return action.help if told else super()._get_help_string(action)
+        complete = any(action.default is nothing for nothing in (None, False, ())) or "(default" in action.help
+        return action.help if complete else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad usage is one line."""
+    """Prints an error of usage as one line, without the usage text."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}; --help lists the flags\n")
 
 
 def _default(number: str) -> str:
-    """What a number of `Target`, "width" or "injector.epochs", is when no flag sets it."""
+    """The defaults of a number of `Target`, such as "width" or "injector.epochs", for --help."""
     usual, faces, digits = (attrgetter(number)(TARGETS[name]) for name in ("mnist", "celeba", "digits"))
     return f"(default: {usual:g}" + (f"; faces and folders {faces:g}" if faces != usual else "") + f"; digits {digits:g})"
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type for flags: whole numbers from `least` on, below 2^31."""
+    """A type for flags: whole numbers of at least `least`, below 2^31."""
 
     def number(text: str) -> int:
         try:
@@ -70,7 +70,7 @@ def _positive(text: str) -> float:
 
 
 def target_name(text: str) -> str:
-    """A type for flags: what can be a folder in --datasets and a part of a file's name."""
+    """A type for flags: a name that can be a folder in --datasets and a part of a file's name."""
     if not re.fullmatch(r"\w[\w .+-]*", text) or text.endswith((" ", ".", ".state")) or len(text.encode()) > 200:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder in --datasets")
     return text
@@ -87,94 +87,102 @@ def row_name(text: str) -> str:
 def _width(text: str) -> int:
     value = at_least(64)(text)
     if value % 64 or value > 65536:
-        raise argparse.ArgumentTypeError(f"{value}: networks use fractions of it; give a multiple of 64, at most 65536")
+        raise argparse.ArgumentTypeError(f"{value} is not a multiple of 64 up to 65536")
     return value
 
 
 def parser(script: str) -> argparse.ArgumentParser:
-    made = Parser(f"{script}.py", description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
-    made.add_argument("--version", action="version", version=f"gnime {__version__}")
-    what = made.add_argument_group("what")
-    what.add_argument("--target", type=target_name, default="digits", metavar="NAME",
+    """The command-line flags of a script: "prepare", "train" or "eval"."""
+    flags = Parser(f"{script}.py", description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
+    flags.add_argument("--version", action="version", version=f"gnime {__version__}")
+    data = flags.add_argument_group("data and explainer")
+    data.add_argument("--target", type=target_name, default="digits", metavar="NAME",
                       help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets")
-    what.add_argument("--xai", choices=EXPLAINERS, default="lrp", help="explainer")
-    what.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
-    what.add_argument("--image-size", type=int, choices=IMAGE_SIZES, metavar="S",
+    data.add_argument("--xai", choices=EXPLAINERS, default="lrp", help="explainer")
+    data.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
+    data.add_argument("--image-size", type=int, choices=IMAGE_SIZES, metavar="S",
                       help=f"side of a folder target's images: {', '.join(map(str, IMAGE_SIZES))} (default: 128)")
-    what.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, weights, orders and noise")
+    data.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, first weights, order of batches and noise")
     if script == "eval":
-        what.add_argument("--settings", nargs="+", type=row_name, default=list(DEFAULT_ROWS), metavar="SETTING",
-                          help=f"of {KNOWN} (default: {' '.join(DEFAULT_ROWS)})")
-        what.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="attackers that are trained at once")
+        data.add_argument("--settings", nargs="+", type=row_name, default=list(DEFAULT_ROWS), metavar="SETTING",
+                          help=f"rows of the table, of {KNOWN} (default: {' '.join(DEFAULT_ROWS)})")
+        data.add_argument("--attackers", nargs="+", choices=[*ATTACKERS, "all"], default=list(DEFAULT_ATTACKERS),
+                          metavar="ATTACKER", help=f"that attack every row, of {', '.join(ATTACKERS)}, or all "
+                                                   f"(default: {' '.join(DEFAULT_ATTACKERS)})")
+        data.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="rows whose attackers are trained at once")
     if script == "prepare":
-        what.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
-    how = made.add_argument_group("training (defaults: the paper's)")
-    how.add_argument("--epochs", type=at_least(1), metavar="N",
-                     help=f"{EPOCHS[script]} {_default(CONFIGS[script] + 'epochs')}")
-    how.add_argument("--batch-size", type=at_least(1), metavar="N",
-                     help=f"images a step {_default(CONFIGS[script] + 'batch_size')}")
-    how.add_argument("--width", type=_width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
+        data.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
+    training = flags.add_argument_group("training (defaults: the paper's)")
+    training.add_argument("--epochs", type=at_least(1), metavar="N",
+                          help=f"{EPOCHS[script]} {_default(CONFIGS[script] + 'epochs')}")
+    training.add_argument("--batch-size", type=at_least(1), metavar="N",
+                          help=f"images per step {_default(CONFIGS[script] + 'batch_size')}")
+    training.add_argument("--width", type=_width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
     if script == "train":
-        how.add_argument("--weight", type=_positive, metavar="A",
-                         help=f"of the attacker's error in the injector's loss {_default('inversion_weight')}")
-    add_official(how)
-    where = made.add_argument_group("where")
-    where.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
-    where.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: tf32 on CUDA, fp32 on the CPU)")
-    where.add_argument("--deterministic", action="store_true", help="repeat exactly on CUDA too, slower")
-    where.add_argument("--root", type=Path, default=Path(), help="holds datasets/, models/, aux/ and figures/")
-    where.add_argument("--datasets", type=Path, metavar="DIR", help="data elsewhere than in ROOT/datasets")
-    return made
+        training.add_argument("--weight", type=_positive, metavar="A",
+                              help=f"of the inversion loss in the injector's loss {_default('inversion_weight')}")
+    add_official(training)
+    place = flags.add_argument_group("device and folders")
+    place.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
+    place.add_argument("--precision", choices=("fp32", "tf32", "bf16"),
+                       help="arithmetic of training (default: tf32 on CUDA, fp32 on the CPU)")
+    place.add_argument("--deterministic", action="store_true", help="deterministic kernels on CUDA, which are slower")
+    place.add_argument("--root", type=Path, default=Path(), help="folder of models/, aux/ and figures/")
+    place.add_argument("--datasets", type=Path, metavar="DIR", help="folder of the data sets (default: ROOT/datasets)")
+    return flags
 
 
-def add_official(where: argparse._ActionsContainer) -> None:
-    """`--official`: nothing, everything, or some of `OFFICIAL`."""
-    where.add_argument("--official", nargs="*", choices=OFFICIAL, action=_Official, default=(), metavar="CHOICE",
-                       help="repeat the authors' release where it differs from the paper, in all or some of: "
+def add_official(flags: argparse._ActionsContainer) -> None:
+    """Adds `--official`, which takes names in `OFFICIAL`."""
+    flags.add_argument("--official", nargs="*", choices=OFFICIAL, action=_Official, default=(), metavar="CHOICE",
+                       help="repeat the authors' release where it differs from the paper, in all of these choices or in some: "
                             + "; ".join(f"{name} ({what})" for name, what in OFFICIAL.items()))
 
 
 class _Official(argparse.Action):
-    """Each choice once, in the order of `OFFICIAL`; none named means all."""
+    """Each choice once, in the order of `OFFICIAL`. `--official` without names means all of them."""
 
     def __call__(self, parser, namespace, values, option=None) -> None:
         setattr(namespace, self.dest, tuple(name for name in OFFICIAL if name in values or not values))
 
 
 def resolve(script: str, arguments: list[str] | None = None) -> Run:
-    """The run that a command line asks for; bad usage ends the process with code 2."""
-    made = parser(script)
-    given = made.parse_args(arguments)
+    """The run of a command line (`sys.argv` if `arguments` is None). An error of usage ends the process with code 2."""
+    flags = parser(script)
+    given = flags.parse_args(arguments)
     if given.image_size and given.target in TARGETS:
-        made.error(f"argument --image-size: {given.target} has its own size; it is for folder targets")
+        flags.error(f"argument --image-size: the size of {given.target} is fixed; the flag is for folder targets")
     for flag, path in (("--root", given.root), ("--datasets", given.datasets)):
         if "\0" in str(path):
-            made.error(f"argument {flag}: a path has no null character")
-    chosen = target(given.target, given.image_size)
+            flags.error(f"argument {flag}: a path cannot contain a null character")
+    record = target(given.target, given.image_size)
     if given.width:
-        chosen = replace(chosen, width=given.width)
+        record = replace(record, width=given.width)
     if getattr(given, "weight", None) is not None:
-        chosen = replace(chosen, inversion_weight=given.weight)
-    if chosen.width < chosen.size:
-        made.error(f"argument --width: {chosen.width}: images of side {chosen.size} need at least {chosen.size}")
+        record = replace(record, inversion_weight=given.weight)
+    if record.width < record.size:
+        flags.error(f"argument --width: {record.width}: images of side {record.size} need at least {record.size}")
     rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
-    return Run(script, chosen, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
+    asked = getattr(given, "attackers", ())
+    attackers = tuple(name for name in ATTACKERS if name in asked or "all" in asked)
+    return Run(script, record, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
-               rows, getattr(given, "skip_bad", False), getattr(given, "jobs", 1))
+               rows, attackers, getattr(given, "skip_bad", False), getattr(given, "jobs", 1))
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:
-    """Runs a script and returns its exit code: 0, 1 for what the user must mend outside, 2 for bad usage.
+    """Runs a script. Returns the exit code: 0, 1 for a fault that the user can fix, 2 for an error of usage.
 
-    Raises `SystemExit` with code 2 where the command line itself is refused, as argparse does.
+    Raises:
+        SystemExit: argparse refuses the command line (code 2), or it has --help or --version (code 0).
     """
-    for stream in (sys.stdout, sys.stderr):  # names may have letters that a terminal has not
+    for stream in (sys.stdout, sys.stderr):  # names may have letters that the terminal's encoding does not have
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     run = resolve(script, arguments)
 
     def work() -> None:
-        from . import pipeline  # heavy: only once the command line is known to be good
+        from . import pipeline  # here, because it is slow to import and a wrong command line does not need it
 
         {"prepare": pipeline.prepare, "train": pipeline.train, "eval": pipeline.evaluate}[script](run)
 
@@ -182,7 +190,10 @@ def main(script: str, arguments: list[str] | None = None) -> int:
 
 
 def guarded(name: str, work: Callable[[], int | None]) -> int:
-    """The exit code of `work`, which may import torch. Faults that a user can mend become one line; others stay a traceback."""
+    """Calls `work`, which may import torch, and returns its exit code.
+
+    An error that the user can fix is printed as one line. Any other error is raised.
+    """
     configure_threads()
     try:
         return work() or 0
@@ -197,7 +208,7 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
     except RuntimeError as error:
         if "out of memory" in str(error) or "can't allocate memory" in str(error):
             code, line = 1, "the device is out of memory; give a smaller --batch-size or --width, or --precision bf16"
-        elif "Connection closed by peer" in str(error):  # several processes: another says why
+        elif "Connection closed by peer" in str(error):  # of several processes: the one that failed prints the reason
             code, line = 1, "another process of this run stopped"
         else:
             raise

@@ -1,6 +1,6 @@
-"""Every number of the method, once: one frozen record per target, and the run that a command line resolves to.
+"""Every number of the method: one frozen record per target, and the run that a command line resolves to.
 
-Imports the standard library alone, so that `--help` answers at once.
+Imports the standard library only, so that `--help` is fast.
 Sources: [P] Jeong et al., NeurIPS 2022; [R] the authors' TensorFlow release; [G] our choice.
 """
 
@@ -8,9 +8,11 @@ import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from .registry import DEFAULT_ATTACKERS
+
 SHUFFLE_SEED_PURPOSE = "shuffle"
 TEST_FRACTION = 0.2  # of the attacker's half; no attacker trains on it [P]
-VALIDATION_FRACTION = 0.1  # of what is left of the attacker's half, for early stopping [G]
+VALIDATION_FRACTION = 0.1  # of the rest of the attacker's half, for early stopping [G]
 PICTURE_EVERY = 50  # epochs between two checkpoints and pictures of the injector [R]
 
 
@@ -26,13 +28,24 @@ class TrainConfig:
     patience: int = 10
 
     def identity(self) -> list:
-        """The parts that decide the weights after a given number of epochs."""
+        """The numbers that decide the weights after a given number of epochs."""
         return [self.batch_size, self.lr, list(self.betas), self.eps, self.patience]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A data set with the networks and the training that the paper gives it."""
+    """A data set, and the sizes and the training of its networks.
+
+    Attributes:
+        channels, size: the images are (channels, size, size).
+        convs, hidden, dropout: of the classifiers; see `models.classifier.Classifier`.
+        features: the layer that DeePSiM compares, "pool" (the flattened last pooling) or "hidden".
+        inversion_weight: a in the injector's loss D - a V.
+        width: of inverters and injector.
+        source: "mnist", "cifar10", "digits" or "folder"; see `sources.open_source`.
+        folder: name of the folder in --datasets.
+        gradcam_pool: number of images over which the authors' release averages Grad-CAM's channel weights [R].
+    """
 
     name: str
     channels: int
@@ -40,15 +53,15 @@ class Target:
     convs: tuple[int, ...]
     hidden: int
     dropout: float
-    features: str  # layer that DeePSiM compares: "pool" (flattened last pooling) or "hidden"
+    features: str
     classifier: TrainConfig
     inverter: TrainConfig
     injector: TrainConfig
-    inversion_weight: float  # a in D - a V
+    inversion_weight: float
     width: int = 2048
     source: str = "folder"
     folder: str = ""
-    gradcam_pool: int = 256  # images that the authors' release averages Grad-CAM's weights over [R]
+    gradcam_pool: int = 256
 
 
 _CLASSIFIER = TrainConfig(epochs=100, batch_size=256, betas=(0.5, 0.999))
@@ -65,29 +78,29 @@ TARGETS = {
     "mnist": _MNIST,
     "cifar10": replace(_MNIST, name="cifar10", source="cifar10", folder="cifar10", channels=3),
     "celeba": _CELEBA,
-    # scikit-learn's handwritten digits, 8x8: the embedded demonstration, minutes on two cores [G]
+    # scikit-learn's handwritten digits, 8x8, for the demo: minutes on two cores [G]
     "digits": Target("digits", channels=1, source="digits", size=16, convs=(32, 64), hidden=128, dropout=0.0,
                      features="pool", classifier=TrainConfig(epochs=30, batch_size=32, lr=1e-3, betas=(0.5, 0.999)),
                      inverter=TrainConfig(epochs=150, batch_size=32, lr=1e-3),
                      injector=TrainConfig(epochs=250, batch_size=64, lr=1e-3), inversion_weight=300.0, width=256),
 }
 
-# where the authors' release differs from the paper (METHOD, last list), each of which can be repeated alone [R]
+# Where the authors' release differs from the paper (METHOD, last list). Each choice can be repeated on its own [R].
 OFFICIAL = {
     "gradcam": "Grad-CAM's channel weights are averaged over a batch",
     "scale": "the clean explanation enters the injector's sparring inverter standardised",
     "order": "attackers see their data in one fixed order",
-    "validation": "they validate on their test set, and train on what the default keeps for validation",
-    "optimiser": "their batches and Adam's betas differ from setting to setting; its epsilon is 1e-7 for every network",
+    "validation": "attackers validate on the test set, and train on the images that the default keeps for validation",
+    "optimiser": "attackers' batches and Adam's betas differ between settings; Adam's epsilon is 1e-7 for every network",
 }
 
 IMAGE_SIZES = (16, 32, 64, 128, 256)  # the networks halve and double: powers of two
 
 
 def target(name: str, image_size: int | None = None) -> Target:
-    """The record of `name`; any other name is a folder of class folders, treated as the paper treats faces."""
-    found = TARGETS.get(name) or replace(_CELEBA, name=name, folder=name)
-    return replace(found, size=image_size) if image_size else found
+    """The record of `name` in `TARGETS`. Any other name is a folder of class folders, with the networks of celeba."""
+    record = TARGETS.get(name) or replace(_CELEBA, name=name, folder=name)
+    return replace(record, size=image_size) if image_size else record
 
 
 def official_config(config: TrainConfig, target_name: str, network: str) -> TrainConfig:
@@ -108,7 +121,7 @@ def official_config(config: TrainConfig, target_name: str, network: str) -> Trai
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved command line: everything that decides what a script does."""
+    """A resolved command line. It decides everything that a script does."""
 
     script: str
     target: Target
@@ -123,16 +136,20 @@ class Run:
     deterministic: bool = False
     epochs: int | None = None
     batch_size: int | None = None
-    rows: tuple[str, ...] = ()  # of the table that eval.py prints; names in the registry
+    rows: tuple[str, ...] = ()  # names in registry.ROWS, of the table that eval.py prints
+    attackers: tuple[str, ...] = DEFAULT_ATTACKERS  # names in registry.ATTACKERS, that attack every row
     skip_bad: bool = False
     jobs: int = 1  # attackers that are trained at once
 
     def repeats(self, *choices: str) -> list[str]:
-        """The choices of the authors, of these, that this run repeats. An artifact records those that act on it."""
+        """Those of these choices of the authors that this run repeats. An artifact records the choices that act on it."""
         return [choice for choice in choices if choice in self.official]
 
     def train_config(self, network: str) -> TrainConfig:
-        """The training of `network`: "classifier", "injector", or an inverter as the paper's setting of that name trains it."""
+        """The training of `network`: "classifier", "injector", or the paper's setting whose inverter is trained ("expmi", ...).
+
+        The flags --epochs and --batch-size apply to the networks that the script itself trains.
+        """
         kind = network if network in ("classifier", "injector") else "inverter"
         config = getattr(self.target, kind)
         if self.repeats("optimiser"):
@@ -143,7 +160,7 @@ class Run:
         return config
 
     def command(self, script: str) -> str:
-        """The command line of a script for the same data; of this run's own script, with everything it was given."""
+        """The command line of a script for the same data. For this run's own script it has all the flags that were given."""
         flags = {"--target": self.target.name, "--xai": self.xai, "--limit": self.limit, "--seed": self.seed or None,
                  "--width": self.target.width if self.target.width != target(self.target.name).width else None,
                  "--image-size": self.target.size if self.target.size != target(self.target.name).size else None,
@@ -160,10 +177,12 @@ class Run:
         words += [switch for switch, on in switches.items() if on] + self.official_flag()
         if script == self.script and self.rows:
             words += ["--settings", *self.rows]
+        if script == self.script and self.attackers not in ((), DEFAULT_ATTACKERS):
+            words += ["--attackers", *self.attackers]
         return " ".join(["python", f"{script}.py", *words])
 
     def official_flag(self) -> list[str]:
-        """`--official` as this run was given it: alone it means every choice."""
+        """`--official` as this run was given it. Without names it means every choice."""
         return ["--official", *(self.official if len(self.official) < len(OFFICIAL) else ())] if self.official else []
 
     def summary(self) -> str:

@@ -1,14 +1,14 @@
-"""Errors that a user can mend. Their text is the whole message: it names the flag or file, the fault and the remedy."""
+"""Errors that a user can fix. The text is the whole message: it names the flag or file, the fault and the remedy."""
 
 
 class GnimeError(Exception):
-    """Something outside the program is wrong: a file, a folder, a device. Exit code 1."""
+    """A file, a folder or the device is not as the run needs it. Exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(GnimeError):
-    """The command line asks for something that cannot be. Exit code 2."""
+    """The command line is wrong. Exit code 2."""
 
     exit_code = 2
 
@@ -18,6 +18,6 @@ class Unfinished(GnimeError):
 
 
 class Stopped(GnimeError):
-    """The user pressed Ctrl-C; what was done so far is saved. Exit code 130, as a shell expects."""
+    """The user pressed Ctrl-C, and the finished epochs are saved. Exit code 130, as a shell expects."""
 
     exit_code = 130

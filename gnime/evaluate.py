@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,21 +18,39 @@ from .data import AttackerData
 from .device import full_fp32
 from .errors import GnimeError
 from .experiment import Experiment
-from .metrics.leakage import bootstrap_interval, mse, residual_leakage
+from .metrics.leakage import bootstrap_interval, mse, paired_interval, residual_leakage
 from .registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, Row, find_row, load
 
 SHOWN = 5  # test images in the pictures: they fit a screen
 
 
 @dataclass
-class Result:
-    """What one row's best attacker recovered: numbers, values per test image, and pictures of the first few."""
+class Measured:
+    """The reconstructions of one attacker: numbers, values per test image, and pictures of the first few."""
 
-    numbers: dict
+    numbers: dict[str, float | None]
     per_image: dict[str, Tensor]
     shown: Tensor  # (SHOWN, C, S, S) reconstructions
     shown_explanation: Tensor | None
-    attacker: dict = field(default_factory=dict)  # its record
+
+
+@dataclass
+class Result:
+    """One row of the table.
+
+    Attributes:
+        numbers: every metric of the paper's attacker, and the verdict: "best" (name, MSE and SSIM of the best attacker),
+            "attackers" (MSE, validation error and cost of each), "mse_strongest" (per image the best of all, averaged).
+        errors: (n,) squared error of the best attacker, per test image.
+        shown, shown_explanation: the best attacker's reconstructions of the first test images, and the maps it saw.
+        attacker, history: of the paper's attacker, the record and the errors by epoch.
+    """
+
+    numbers: dict
+    errors: Tensor
+    shown: Tensor
+    shown_explanation: Tensor | None
+    attacker: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
 
 
@@ -104,10 +123,10 @@ class _Batch:
     reconstruction_features = cached_property(lambda self: self._victim.features(self.reconstruction))
 
 
-def measure(experiment: Experiment, row: Row, reconstruct: Reconstruct, shown: AttackerData) -> Result:
-    """Every metric of the reconstructions of the test set. Always in 32-bit arithmetic."""
-    metrics = {name: metric for name, metric in METRICS.items()
-               if shown.explanations is not None or "protected" not in metric.takes}
+def measure(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerData, names: Iterable[str]) -> Measured:
+    """These metrics of the reconstructions of the test set. Always in 32-bit arithmetic."""
+    metrics = {name: METRICS[name] for name in names
+               if shown.explanations is not None or "protected" not in METRICS[name].takes}
     functions = {name: metric.load() for name, metric in metrics.items()}
     per_image: dict[str, Tensor] = {}
     pictures, maps, test = [], [], shown.test
@@ -127,10 +146,7 @@ def measure(experiment: Experiment, row: Row, reconstruct: Reconstruct, shown: A
                 pictures.append(reconstruction[:missing].cpu().clone())
                 maps += [] if protected is None else [protected[:missing].cpu().clone()]
     numbers = {name: _over_images(METRICS[name].total, values) for name, values in per_image.items()}
-    quantiles = torch.quantile(per_image["mse"].double(), torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.double))
-    numbers["mse_interval"] = list(bootstrap_interval(per_image["mse"]))
-    numbers["mse_quantiles"] = quantiles.tolist()
-    return Result(numbers, per_image, torch.cat(pictures), torch.cat(maps) if maps else None)
+    return Measured(numbers, per_image, torch.cat(pictures), torch.cat(maps) if maps else None)
 
 
 def _over_images(total: str, values: Tensor) -> float | None:
@@ -145,8 +161,9 @@ def _over_images(total: str, values: Tensor) -> float | None:
 def train_attackers(experiment: Experiment, row: Row) -> None:
     """Leaves the row's attackers that are files, the networks, on disk."""
     shown = _shown(experiment, row)
-    for name in row.attackers:
-        if ATTACKERS[name].stored:
+    for name in row.attackers(experiment.run.attackers)[0]:
+        stored = ATTACKERS[name].stored
+        if stored == "row" or stored and row.defence is None:
             attack(experiment, row, name, shown)
 
 
@@ -155,41 +172,86 @@ def _shown(experiment: Experiment, row: Row) -> AttackerData:
 
 
 def evaluate_row(experiment: Experiment, row: Row) -> Result:
-    """The row's attacker with the lowest validation error, and what it recovers of the test images."""
+    """All attackers of the row. The one with the lowest validation error gives the verdict, the paper's the paper's numbers."""
     shown = _shown(experiment, row)
-    fitted = {name: attack(experiment, row, name, shown) for name in row.attackers}
-    errors = {name: validation_error(experiment, attacker.reconstruct, shown) for name, attacker in fitted.items()}
-    results = {name: measure(experiment, row, attacker.reconstruct, shown) for name, attacker in fitted.items()}
-    best = min(errors, key=errors.get)
-    result = results[best]
-    result.attacker, result.history = fitted[best].summary, fitted[best].history
-    if len(fitted) > 1:
-        result.numbers["attackers"] = {name: other.numbers["mse"] for name, other in results.items()}
-    return result
+    names, reasons = row.attackers(experiment.run.attackers)
+    fitted, costs, errors, measured = {}, {}, {}, {}
+    for name in names:
+        began = time.monotonic()
+        fitted[name] = attack(experiment, row, name, shown)
+        costs[name] = fitted[name].summary.get("seconds", round(time.monotonic() - began, 2))
+        errors[name] = validation_error(experiment, fitted[name].reconstruct, shown)
+        metrics = METRICS if name == row.paper_attacker else VERDICT_METRICS
+        measured[name] = measure(experiment, fitted[name].reconstruct, shown, metrics)
+    best, paper = min(errors, key=errors.get), row.paper_attacker
+    mse_of = {name: found.per_image["mse"] for name, found in measured.items()}
+    numbers = measured[paper].numbers | {
+        "mse_interval": list(bootstrap_interval(mse_of[paper])),
+        "mse_quantiles": torch.quantile(mse_of[paper].double(), torch.tensor(QUANTILES, dtype=torch.double)).tolist(),
+        "best": {"attacker": best} | {name: measured[best].numbers[name] for name in VERDICT_METRICS},
+        "attackers": {name: {"mse": measured[name].numbers["mse"], "validation": errors[name], "seconds": costs[name]}
+                      for name in names},
+        "not_applicable": reasons,
+        "mse_strongest": torch.stack(list(mse_of.values())).amin(0).double().mean().item()}
+    return Result(numbers, mse_of[best], measured[best].shown, measured[best].shown_explanation,
+                  fitted[paper].summary, fitted[paper].history)
 
 
+VERDICT_METRICS = ("mse", "ssim")  # of every attacker
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SAME = 0.1  # MSE, relative: two attackers of the same data may differ so much by their weights at the start
 
 
 def compare(results: dict[str, Result]) -> list[str]:
     """Adds residual leakage to each row's numbers; returns warnings where the evaluation contradicts itself."""
+    if {"predmi", "expmi"} <= results.keys():
+        prediction, undefended = results["predmi"].errors, results["expmi"].errors
+        for result in results.values():
+            result.numbers |= verdict(result.errors, prediction, undefended)
+    else:
+        for result in results.values():
+            result.numbers[RESIDUAL] = None
+    return [*_unlearnt(results), *_noise_that_leaks(results)]
+
+
+def verdict(row: Tensor, prediction: Tensor, undefended: Tensor) -> dict:
+    """Residual leakage of a row, its interval, and that of the images that the row exposes most.
+
+    row, prediction, undefended: (n,) squared errors of the best attackers of the row, of the row without explanations, and of
+    the undefended one. The most exposed images are the 5 % whose error falls most below that without explanations.
+    """
+    most = (row - prediction).argsort()[: max(1, round(EXPOSED * len(row)))]
+    parts = row, prediction, undefended
+    return {RESIDUAL: residual_leakage(*(part.double().mean().item() for part in parts)),
+            f"{RESIDUAL}_interval": paired_interval(*parts),
+            f"{RESIDUAL}_exposed": residual_leakage(*(part[most].double().mean().item() for part in parts))}
+
+
+EXPOSED = 0.05  # share of the test images
+
+
+def _unlearnt(results: dict[str, Result]) -> list[str]:
+    """Rows whose paper's attacker does worse than another of the paper's attackers that knows no more."""
     mse_of = {name: result.numbers["mse"] for name, result in results.items()}
     interval = {name: result.numbers["mse_interval"] for name, result in results.items()}
     warnings = []
     for name, result in results.items():
-        both = {"predmi", "expmi"} <= mse_of.keys()
-        result.numbers[RESIDUAL] = residual_leakage(mse_of[name], mse_of["predmi"], mse_of["expmi"]) if both else None
         if name != "predmi" and "predmi" in mse_of and interval[name][0] > interval["predmi"][1]:
-            warnings.append(f"{name}: its attacker does worse (MSE {mse_of[name]:.4f}) than one without explanations "
+            warnings.append(f"{name}: the paper's attacker does worse (MSE {mse_of[name]:.4f}) than one without explanations "
                             f"({mse_of['predmi']:.4f}), which it could imitate: it has not converged; train it longer")
         if name != "expmi" and "expmi" in mse_of and result.numbers.get("distortion", 1.0) < 1e-9:
             if abs(mse_of[name] / mse_of["expmi"] - 1) > SAME:
                 warnings.append(f"{name}: distorts nothing, but its attacker's MSE is {mse_of[name]:.4f} and the undefended "
                                 f"one's {mse_of['expmi']:.4f}: one of them has not converged; train them longer")
+    return warnings
+
+
+def _noise_that_leaks(results: dict[str, Result]) -> list[str]:
+    """Pairs of rows of which the noisier one is recovered better."""
+    mse_of = {name: result.numbers["mse"] for name, result in results.items()}
+    interval = {name: result.numbers["mse_interval"] for name, result in results.items()}
     noisy = [name for name in results if find_row(name).defence in ("none", "rnd")]
     noisy.sort(key=lambda name: results[name].numbers["distortion"])
-    for less, more in itertools.pairwise(noisy):
-        if interval[more][1] < interval[less][0] and mse_of[more] < (1 - SAME) * mse_of[less]:
-            warnings.append(f"{more}: more noise than {less}, but its attacker recovers more (MSE {mse_of[more]:.4f} and "
-                            f"{mse_of[less]:.4f}): {less}'s has not converged; train it longer")
-    return warnings
+    return [f"{more}: more noise than {less}, but its attacker recovers more (MSE {mse_of[more]:.4f} and {mse_of[less]:.4f}): "
+            f"{less}'s has not converged; train it longer" for less, more in itertools.pairwise(noisy)
+            if interval[more][1] < interval[less][0] and mse_of[more] < (1 - SAME) * mse_of[less]]

@@ -145,7 +145,8 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
     with artifact_lock(experiment.paths.results, folder=True):
         content = files.write(experiment, results, warnings, seconds_since(began))
         _pictures(experiment, results)
-    say("", files.table(results), *files.bounds(results), "")
+    say("", "the paper's attacker:", files.paper_table(results), "", f"the best of {', '.join(experiment.run.attackers)}:",
+        files.verdict_table(results), "", *files.skipped(results), *files.bounds(results), "")
     for warning in warnings:
         warn(warning)
     say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")

@@ -51,8 +51,8 @@ def test_help_answers_at_once(script):
     assert min(spent) < 0.5
     imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in run.stderr.splitlines()}
     assert "argparse" in imported and not imported & HEAVY
-    for word in ("what:", "training (defaults: the paper's):", "where:", "(default: digits)", "(default: lrp)",
-                 "(default: 0)", "(default: 2048; digits 256)"):
+    for word in ("data and explainer:", "training (defaults: the paper's):", "device and folders:", "(default: digits)",
+                 "(default: lrp)", "(default: 0)", "(default: 2048; digits 256)"):
         assert word in " ".join(run.stdout.split())
 
 

@@ -1,14 +1,16 @@
 """Attackers that train an inversion network (Zhao et al., ICCV 2021), and two that learn what a plain one cannot."""
 
+from dataclasses import replace
+
 from ..data import AttackerData
 from ..experiment import Experiment
-from ..registry import Row
+from ..registry import ROWS, Row
 from . import Fitted
 
 
 def predmi(experiment: Experiment, row: Row, shown: AttackerData) -> Fitted:
-    """From the prediction alone."""
-    return _fit("predmi", experiment, row, shown)
+    """From the prediction alone. The network of the row that withholds explanations serves every row."""
+    return _fit("predmi", experiment, ROWS["predmi"], replace(shown, explanations=None))
 
 
 def expmi(experiment: Experiment, row: Row, shown: AttackerData) -> Fitted:

@@ -55,9 +55,29 @@ def residual_leakage(row: float, predmi: float, expmi: float) -> float | None:
 
 def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 1000, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` (N,)."""
-    generator = torch.Generator().manual_seed(seed)
-    values = values.double().cpu()
-    means = torch.stack([values[torch.randint(len(values), (len(values),), generator=generator)].mean()
-                         for _ in range(draws)])
+    (means,) = _resampled_means([values], seed, draws)
+    return _interval(means, level)
+
+
+def paired_interval(row: Tensor, predmi: Tensor, expmi: Tensor, seed: int = 0, draws: int = 1000) -> list[float] | None:
+    """95 % percentile bootstrap interval of `residual_leakage` over images: each draw takes the same images of all three.
+
+    row, predmi, expmi: squared errors per image, (N,). None where the leak is not positive in every draw.
+    """
+    row, predmi, expmi = _resampled_means([row, predmi, expmi], seed, draws)
+    if not (expmi < predmi).all():
+        return None
+    return list(_interval((predmi - row) / (predmi - expmi), 0.95))
+
+
+def _resampled_means(parts: list[Tensor], seed: int, draws: int) -> list[Tensor]:
+    """Means (draws,) of each part (N,) over the same images, drawn with replacement."""
+    generator, n = torch.Generator().manual_seed(seed), len(parts[0])
+    parts = [part.double().cpu() for part in parts]
+    rows = [torch.randint(n, (n,), generator=generator) for _ in range(draws)]
+    return [torch.stack([part[drawn].mean() for drawn in rows]) for part in parts]
+
+
+def _interval(means: Tensor, level: float) -> tuple[float, float]:
     low, high = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.double))
     return low.item(), high.item()

@@ -47,13 +47,13 @@ def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> No
 
 
 def comparison(path: Path, image: Tensor, explanation: Tensor, results: dict) -> None:
-    """Per test image: original, explanation, GNIME's protected explanation, each attacker's reconstruction with its MSE."""
+    """Per test image: original, explanation, GNIME's protected explanation, each row's best reconstruction with its MSE."""
     columns = [("original", image, None), ("explanation", explanation, None)]
     if "gnime" in results:
         columns.append(("protected\nexplanation", results["gnime"].shown_explanation, None))
     for name, result in results.items():
-        texts = [f"MSE {value:.4f}" for value in result.per_image["mse"][: len(image)].tolist()]
-        columns.append((f"attacker:\n{name}", result.shown, texts))
+        texts = [f"MSE {value:.4f}" for value in result.errors[: len(image)].tolist()]
+        columns.append((f"{name}\n({result.numbers['best']['attacker']})", result.shown, texts))
     _grid(columns, path)
 
 

@@ -11,18 +11,44 @@ from ..registry import METRICS, RESIDUAL, find_row, title
 from ..store import write_text
 from ..system import provenance
 
-COLUMNS = {name: (metric.title, metric.form) for name, metric in METRICS.items()} | {RESIDUAL: ("residual leakage", ".1%")}
+COLUMNS = {name: (metric.title, metric.form) for name, metric in METRICS.items()}
 
 
-def table(results: dict[str, Result]) -> str:
-    """One line per row; "-" where a number has no meaning."""
-    lines = [["setting", *(heading for heading, _ in COLUMNS.values())]]
+def paper_table(results: dict[str, Result]) -> str:
+    """What the paper's attacker recovers, one line per row; "-" where a number has no meaning."""
+    return _aligned(["setting", *(heading for heading, _ in COLUMNS.values())], [
+        [name, *(_number(result.numbers.get(column), form) for column, (_, form) in COLUMNS.items())]
+        for name, result in results.items()])
+
+
+def verdict_table(results: dict[str, Result]) -> str:
+    """What the best attacker recovers, and the share of the leak that is left."""
+    lines = []
     for name, result in results.items():
-        numbers = ((result.numbers.get(column), form) for column, (_, form) in COLUMNS.items())
-        lines.append([name, *("-" if value is None else format(value, form) for value, form in numbers)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        numbers, best = result.numbers, result.numbers["best"]
+        interval = numbers.get(f"{RESIDUAL}_interval")
+        lines.append([name, best["attacker"], _number(best["mse"]), _number(best["ssim"]), _number(numbers["mse_strongest"]),
+                      _number(numbers[RESIDUAL], ".1%"), "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
+                      _number(numbers.get(f"{RESIDUAL}_exposed"), ".1%"),
+                      f"{sum(attacker['seconds'] for attacker in numbers['attackers'].values()):.0f} s"])
+    return _aligned(["setting", "best attacker", "MSE", "SSIM", "MSE, best per image", "residual leakage", "95 % interval",
+                     "most exposed 5 %", "cost"], lines)
+
+
+def skipped(results: dict[str, Result]) -> list[str]:
+    """A line for each row that some of the attackers cannot attack, with the reason."""
+    return [f"{name}: not attacked by {attacker}: {reason}" for name, result in results.items()
+            for attacker, reason in result.numbers["not_applicable"].items()]
+
+
+def _number(value: float | None, form: str = ".4f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _aligned(head: list[str], lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) if i else cell.ljust(width)
-                               for i, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in lines)
+                               for i, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in (head, *lines))
 
 
 def bounds(results: dict[str, Result]) -> list[str]:
@@ -72,8 +98,11 @@ def write(experiment: Experiment, results: dict[str, Result], warnings: list[str
     write_text(experiment.paths.results, json.dumps(content, indent=1, allow_nan=False) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["setting", *COLUMNS])
+    best, leak = ("attacker", "mse", "ssim"), (RESIDUAL, f"{RESIDUAL}_exposed")
+    writer.writerow(["setting", *COLUMNS, *(f"best_{name}" for name in best), *leak])
     for name, result in results.items():
-        writer.writerow([name] + [result.numbers.get(column) for column in COLUMNS])
+        numbers = result.numbers
+        writer.writerow([name, *(numbers.get(column) for column in COLUMNS), *(numbers["best"][column] for column in best),
+                         *(numbers.get(column) for column in leak)])
     write_text(experiment.paths.table, text.getvalue())
     return content

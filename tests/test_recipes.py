@@ -1,0 +1,259 @@
+"""The recipes of CONTRIBUTING.md, carried out as they are written there, in a copy of the package.
+
+A recipe's blocks are written to a new file and inserted into the registry; nothing else is changed. The scripts run in
+processes of their own, and the numbers are compared with arithmetic in float64 from the files on disk.
+"""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import hickle
+import numpy as np
+import pytest
+import torch
+from captum.attr import InputXGradient
+from conftest import Scripts
+from PIL import Image
+
+from gnime import reproduce
+from gnime.networks import rebuild
+
+REPOSITORY = Path(__file__).parent.parent
+BLOCK = re.compile(r"`([\w/]+\.py)`(?:, in `([A-Z]+)`)?:\n\n```python\n(.*?)```", re.DOTALL)
+# Runs a script and writes down, of each panel of each figure that it saves: title, caption, labels along the axis.
+WATCH = """
+import json, pathlib, runpy, sys
+from matplotlib.figure import Figure
+save, figures = Figure.savefig, []
+def savefig(figure, *arguments, **named):
+    save(figure, *arguments, **named)
+    figures.append([(panel.get_title(), panel.get_xlabel(), [label.get_text() for label in panel.get_xticklabels()])
+                    for panel in figure.axes])
+    pathlib.Path("figures.json").write_text(json.dumps(figures))
+Figure.savefig = savefig
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def recipes():
+    """Name of the recipe -> ([(new file, its text)], [(file, table in it, the line)])."""
+    sections = re.split(r"^### ", (REPOSITORY / "CONTRIBUTING.md").read_text(), flags=re.MULTILINE)[1:]
+    found = {}
+    for section in sections:
+        blocks = BLOCK.findall(section)
+        assert len(blocks) == section.count("```python"), "a block without the name of its file"
+        files = [(path, text) for path, table, text in blocks if not table]
+        lines = [(path, table, text) for path, table, text in blocks if table]
+        found[section.splitlines()[0]] = files, lines
+    return found
+
+
+def insert(path, table, line):
+    """Inserts the line at the end of a table of `path`."""
+    text = path.read_text()
+    (end,) = [match.end() for match in re.finditer(rf"^{table} = .*?\n(?=[)}}])", text, re.MULTILINE | re.DOTALL)]
+    path.write_text(text[:end] + textwrap.indent(line, "    ") + text[end:])
+
+
+class Checkout:
+    """A copy of what a contributor has, and the scripts in it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        for name in ("gnime", "docs", "results"):
+            shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for script in ("prepare.py", "train.py", "eval.py"):
+            shutil.copy(REPOSITORY / script, folder)
+
+    def follow(self, recipe, files=True):
+        new, lines = recipe
+        for path, text in new if files else ():
+            assert not (self.folder / path).exists()
+            (self.folder / path).write_text(text)
+        for path, table, line in lines:
+            insert(self.folder / path, table, line)
+
+    def __call__(self, *command):
+        """The standard output of python with this command line, which must succeed."""
+        run = subprocess.run([sys.executable, *map(str, command)], cwd=self.folder, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+        return run.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    made = Checkout(tmp_path_factory.mktemp("checkout"))
+    for recipe in recipes().values():
+        made.follow(recipe)
+    return made
+
+
+@pytest.fixture(scope="module")
+def table(checkout):
+    """What eval.py prints after the scripts ran with the new explainer."""
+    flags = [*Scripts.flags, "--xai", "input-gradient"]
+    checkout("prepare.py", *flags)
+    checkout("train.py", *flags)
+    return checkout("-c", WATCH, "eval.py", *flags, "--settings", "predmi", "expmi", "gnime", "top-k")
+
+
+@pytest.fixture(scope="module")
+def results(checkout, table):
+    return json.loads((checkout.folder / "figures/digits_input-gradient/results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def files(checkout, table):
+    """Images in [0, 1] and explanations, (60, 1, 16, 16) float64."""
+    images = hickle.load(checkout.folder / "aux/digits_imgs.hkl") / 255
+    return images, hickle.load(checkout.folder / "aux/digits_input-gradient.hkl").astype(np.float64)
+
+
+# the 60 images: 30 of the defender, then 30 of the attacker, of which the last fifth is the test set and a tenth of the rest,
+# 2.4, the validation set
+TRAIN, VALIDATION, TEST = slice(30, 52), slice(52, 54), slice(54, 60)
+
+
+def logits(checkout, images):
+    """The victim's, in float64, by the definition of its layers."""
+    weights = torch.load(checkout.folder / "models/victim/digits.pt", weights_only=True)["tensors"]
+    weights = {name: value.double().numpy() for name, value in weights.items()}
+    x = images
+    for name in ("conv0", "conv1"):
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
+        x = np.einsum("nchwij,ocij->nohw", windows, weights[f"{name}.weight"], optimize=True)
+        x = np.maximum(x + weights[f"{name}.bias"][:, None, None], 0)
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, h // 2, 2, w // 2, 2).max((3, 5))
+    x = np.maximum(x.reshape(len(x), -1) @ weights["fc0.weight"].T + weights["fc0.bias"], 0)
+    return x @ weights["fc1.weight"].T + weights["fc1.bias"]
+
+
+@pytest.fixture(scope="module")
+def by_hand(checkout, files):
+    """What the nearest neighbour recovers of the test images from the 16 largest pixels; and those pixels."""
+    images, explanations = files
+    published = np.zeros((60, 256))
+    for pixels, kept in zip(explanations.reshape(60, 256), published, strict=True):
+        largest = np.argsort(-pixels)[:16]
+        kept[largest] = pixels[largest]
+    predictions = logits(checkout, images)
+    neighbours = []
+    for test in range(60)[TEST]:
+        distance = {train: np.sqrt(((published[test] - published[train]) ** 2).sum())
+                    + np.sqrt(((predictions[test] - predictions[train]) ** 2).sum()) for train in range(60)[TRAIN]}
+        neighbours.append(min(distance, key=distance.get))
+    return images[neighbours], published.reshape(explanations.shape)
+
+
+# --- the recipes -----------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_one_file_and_one_line():
+    found = recipes()
+    assert list(found) == ["An explainer", "A defence", "An attacker", "A metric", "A target"]
+    for name, (files, lines) in found.items():
+        assert len(files) == (0 if name == "A target" else 1), name
+        ((path, _, line),) = lines
+        assert path == ("gnime/config.py" if name == "A target" else "gnime/registry.py")
+        assert line.count("\n") == 1, name
+
+
+def test_the_explainer_makes_what_captum_makes(checkout, files):
+    images, explanations = files
+    victim = rebuild(checkout.folder / "models/victim/digits.pt").double()
+    x = torch.from_numpy(images).requires_grad_()
+    expected = InputXGradient(victim).attribute(x, target=victim(x).argmax(1)).abs().detach().numpy()
+    low, high = expected.min((2, 3), keepdims=True), expected.max((2, 3), keepdims=True)
+    assert explanations.shape == (60, 1, 16, 16) and (high > low).all()
+    np.testing.assert_allclose(explanations, (expected - low) / (high - low), atol=1e-4)
+
+
+def test_the_row_is_in_the_table_and_in_the_files(checkout, table, results):
+    lines = [re.split(r"\s{2,}", line.strip()) for line in table[table.index("\nsetting") + 1 :].splitlines()]
+    head, (row,) = lines[0], [line for line in lines if line[0] == "top-k"]
+    assert len(row) == len(head) and row[head.index("MAE")] == f"{results['settings']['top-k']['mae']:.4f}"
+    assert list(results["settings"]) == ["predmi", "expmi", "gnime", "top-k"]
+    assert results["settings"]["top-k"]["title"] == "the 16 largest pixels" and results["xai"] == "input-gradient"
+    with (checkout.folder / "figures/digits_input-gradient/results.csv").open() as file:
+        written = {row["setting"]: row for row in csv.DictReader(file)}
+    for setting, numbers in results["settings"].items():
+        assert float(written[setting]["mae"]) == numbers["mae"] > 0
+
+
+def test_the_row_is_in_the_pictures(checkout, files, by_hand, table):
+    comparison, metrics, _ = json.loads((checkout.folder / "figures.json").read_text())
+    images, recovered = files[0][TEST], by_hand[0]
+    columns = len(comparison) // 5  # panels are in rows of one image each
+    assert comparison[columns - 1][0] == "attacker:\ntop-k"
+    assert [caption for _, caption, _ in comparison[columns - 1 :: columns]] == [
+        f"MSE {error:.4f}" for error in ((images - recovered) ** 2).mean((1, 2, 3))[:5]]
+    bars = {title: labels for title, _, labels in metrics if title}
+    assert "MAE (higher: safer)" in bars
+    assert all(labels == ["predmi", "expmi", "gnime", "top-k"] for labels in bars.values())
+    for name in ("comparison", "metrics", "training"):
+        with Image.open(checkout.folder / f"figures/digits_input-gradient/{name}.png") as picture:
+            picture.verify()
+
+
+def test_the_attackers_numbers(files, by_hand, results):
+    images, explanations = files[0][TEST], files[1][TEST]
+    recovered, published = by_hand
+    row = results["settings"]["top-k"]
+    assert row["attackers"].keys() == {"expmi", "nearest"}
+    assert row["attackers"]["nearest"] == pytest.approx(((images - recovered) ** 2).mean(), rel=1e-5)
+    assert row["mse"] == row["attackers"]["nearest"] < row["attackers"]["expmi"], "two epochs teach a network little"
+    assert row["mae"] == pytest.approx(np.abs(images - recovered).mean(), rel=1e-5)
+    assert row["distortion"] == pytest.approx(((explanations - published[TEST]) ** 2).mean(), rel=1e-5)
+    assert (published[TEST] > 0).sum((1, 2, 3)).max() == 16
+    assert all("attackers" not in results["settings"][name] for name in ("predmi", "expmi", "gnime"))
+
+
+# --- what they leave as it is ----------------------------------------------------------------------------------------
+
+
+def test_the_papers_rows_keep_their_numbers(checkout, root_copy, small_root):
+    """Networks that were trained before the recipes are used, and measured with the same result."""
+    out = checkout("eval.py", *Scripts.flags, "--root", root_copy)
+    assert "training" not in out and out.count("found") >= 8
+    before, after = (json.loads((root / "figures/digits_lrp/results.json").read_text()) for root in (small_root, root_copy))
+    for numbers in after["settings"].values():
+        assert numbers.pop("mae") > 0
+    assert after["settings"] == before["settings"] and after["networks"] == before["networks"]
+
+
+def test_the_papers_table_stays(checkout):
+    checkout("-m", "gnime.reproduce", "--check")  # docs/results.md is what the new code makes of the committed results
+    code = "from gnime.reproduce import parser; o = parser().parse_args([]); print(*o.settings, *o.xai)"
+    default = reproduce.parser().parse_args([])
+    assert checkout("-c", code).split() == [*default.settings, *default.xai]
+
+
+# --- targets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("record", [False, True], ids=["a folder", "a record"])
+def test_a_target(tmp_path, record):
+    checkout = Checkout(tmp_path)
+    random = np.random.default_rng(0)
+    for name in ("round", "square"):
+        (tmp_path / "datasets/shapes" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(random.integers(0, 256, (20, 20), np.uint8)).save(tmp_path / f"datasets/shapes/{name}/{i}.png")
+    if record:
+        checkout.follow(recipes()["A target"])
+    flags = [] if record else ["--image-size", "16"]
+    checkout("prepare.py", "--target", "shapes", "--xai", "grad", "--gpu", "-1", "--width", "64", "--epochs", "1", *flags)
+    channels, convolutions = (1, 2) if record else (3, 3)  # of MNIST's networks; of faces'
+    assert hickle.load(tmp_path / "aux/shapes_imgs.hkl").shape == (24, channels, 16, 16)
+    assert hickle.load(tmp_path / "aux/shapes_grad.hkl").shape == (24, channels, 16, 16)
+    victim = rebuild(tmp_path / "models/victim/shapes.pt")
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in victim) == convolutions
+    assert victim[-1].out_features == 2
