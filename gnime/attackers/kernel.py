@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from ..batches import CHUNK, Rows, gather_rows, iter_batches
 from ..data import AttackerData
@@ -81,7 +82,8 @@ def squared_distances(one: Tensor, other: Tensor) -> Tensor:
     found = torch.zeros(len(one), len(other), dtype=torch.double, device=one.device)
     for a, b in zip(one.split(COLUMNS, 1), other.split(COLUMNS, 1), strict=True):
         a, b = a.double(), b.double()
-        found.addmm_(a, b.T, alpha=-2).add_(a.square().sum(1, keepdim=True)).add_(b.square().sum(1))
+        norm_a, norm_b = (vector_norm(values, dim=1) for values in (a, b))  # no temporary array of squares
+        found.addmm_(a, b.T, alpha=-2).add_(norm_a.square()[:, None]).add_(norm_b.square())
     return found.clamp_(min=0)
 
 
