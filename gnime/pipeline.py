@@ -9,7 +9,7 @@ from torch import nn
 from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
-from .evaluate import SHOWN, Result, compare, evaluate_row, published
+from .evaluate import SHOWN, Result, compare, evaluate_row, try_defence
 from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
@@ -91,9 +91,7 @@ def evaluate(run: Run) -> None:
     for row in rows:  # by all processes together
         experiment.identity(row)
         experiment.defence_inputs(row)
-    for row in rows:  # a defence that fails is refused before any attacker is trained
-        if row.defence is not None:
-            next(published(experiment, row))
+        try_defence(experiment, row)
     if device.world > 1:  # each process trains the attackers of its rows; the first then finds them all
         for row in rows[device.rank :: device.world]:
             evaluate_row(experiment.for_one_process(), row)
