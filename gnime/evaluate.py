@@ -64,14 +64,22 @@ def protect(experiment: Experiment, row: Row) -> Rows | None:
     if row.defence is None:
         return None
     maps = None if row.defence == "none" else scratch(tuple(clean.shape), np.float32, experiment.paths.aux)
-    for rows, protected in published(experiment, row):
-        if maps is not None:
-            maps[rows.start : rows.stop] = protected.float().cpu().numpy()
+    with torch.no_grad(), full_fp32():
+        for rows, protected in _published(experiment, row):
+            if maps is not None:
+                maps[rows.start : rows.stop] = protected.float().cpu().numpy()
     return clean if maps is None else cache_on_device(maps, experiment.device.torch)
 
 
-def published(experiment: Experiment, row: Row) -> Iterator[tuple[range, Tensor]]:
-    """Batch by batch, rows of the attacker's half and the maps of them that the row's service publishes; see `protect`."""
+def try_defence(experiment: Experiment, row: Row) -> None:
+    """Protects the first few images, so that a defence which fails is refused before hours are spent; see `protect`."""
+    if row.defence is not None:
+        with torch.no_grad(), full_fp32():
+            next(_published(experiment, row))
+
+
+def _published(experiment: Experiment, row: Row) -> Iterator[tuple[range, Tensor]]:
+    """Batch by batch, rows of the attacker's half and the maps of them that the row's service publishes."""
     clean = experiment.attacker_data
     defence = DEFENCES[row.defence].load()(experiment.defence_inputs(row), **row.parameters)
     sources = [clean.explanations, clean.predictions, clean.images]
@@ -79,8 +87,7 @@ def published(experiment: Experiment, row: Row) -> Iterator[tuple[range, Tensor]
         if not explanation.isfinite().all():
             raise GnimeError(f"{row.name}: {experiment.paths.explanations} holds numbers that are not finite; remove it and "
                              "run prepare.py again")
-        with torch.no_grad(), full_fp32():
-            protected = defence(explanation, prediction, image, rows)
+        protected = defence(explanation, prediction, image, rows)
         fault = ""
         if not isinstance(protected, Tensor):
             fault = f"returned {type(protected).__name__}, not a tensor"

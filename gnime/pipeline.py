@@ -11,7 +11,7 @@ from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
 from .errors import Unfinished
-from .evaluate import SHOWN, Result, compare, evaluate_row, published, train_attackers
+from .evaluate import SHOWN, Result, compare, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
@@ -106,9 +106,7 @@ def evaluate(run: Run, trains: bool = True) -> dict | None:
         for row in rows:  # by all processes together
             experiment.identity(row)
             experiment.defence_inputs(row)
-        for row in rows:  # a defence that fails is refused before any attacker is trained
-            if row.defence is not None:
-                next(published(experiment, row))
+            try_defence(experiment, row)
     if device.world > 1:  # each process trains the attackers of its rows; the first then finds them all
         for row in rows[device.rank :: device.world]:
             evaluate_row(experiment.for_one_process(), row)

@@ -228,6 +228,18 @@ def test_a_dead_holder_blocks_nobody_and_its_leftovers_go(tmp_path):
         assert not any(part.exists() for part in left) and other.exists()
 
 
+def test_a_folders_lock_leaves_the_work_of_its_other_artifacts(tmp_path):
+    """A defence may be written beside an injector in training."""
+    with artifact_lock(tmp_path / "prototypes-16.pt"), writing(tmp_path / "prototypes-16.pt") as part:
+        part.write_text("half")
+        left = [tmp_path / f".{name}.7.part" for name in ("epoch_0050.png", "injector.pt", "injector.state.pt")]
+        for other in left:
+            other.write_text("half")
+        with artifact_lock(tmp_path / "injector.pt", folder=True):
+            assert part.exists() and not any(other.exists() for other in left)
+    assert (tmp_path / "prototypes-16.pt").read_text() == "half"
+
+
 def test_two_runs_at_once_make_one_set_of_artifacts(tmp_path):
     flags = ["--target", "digits", "--limit", "200", "--epochs", "2", "--gpu", "-1", "--root", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

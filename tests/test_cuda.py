@@ -16,7 +16,8 @@ from gnime.registry import EXPLAINERS
 
 # wide enough for a CPU's own formulations, in 32 bits whatever the device's default
 FLAGS = "--xai", "gradcam", "--width", 256, "--precision", "fp32"
-SETTINGS = "predmi", "expmi", "ond", "gnime", "negative", "permutation", "class-mean"
+SETTINGS = ("predmi", "expmi", "ond", "gnime", "negative", "permutation", "class-mean", "cond-mean", "prototypes-2",
+            "cond-prototypes-2", "mix-0.1")
 
 
 def cuda():

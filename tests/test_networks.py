@@ -209,11 +209,16 @@ def test_weights_follow_from_seed_and_purpose():
 def test_every_network_is_rebuilt_from_its_specification():
     specs = [classifier_spec(target("digits"), 10), injector_spec(target("digits"), (1, 16), 10, 0.25, 0.5)]
     specs += [inverter_spec(kind, target("digits"), (1, 16), 10) for kind in ("predmi", "expmi", "dense", "centred")]
+    fitted = {"shape": [1, 16, 16], "classes": 10, "centres": 7, "prototypes": 4}  # those that a fit writes into its file
+    specs += [{"network": "cond-mean", **{name: fitted[name] for name in ("shape", "classes", "centres")}},
+              {"network": "prototypes", **{name: fitted[name] for name in ("shape", "prototypes")}},
+              {"network": "cond-prototypes", **fitted}]
     assert {spec["network"] for spec in specs} == set(NETWORKS)
     for spec in specs:
         assert isinstance(build(spec), NETWORKS[spec["network"]])
     assert build(specs[1]).mean == 0.25
     assert build(specs[1]).std == 0.5
+    assert build(specs[-1]).mean.centres.shape == (7, 10) and build(specs[-1]).prototypes.shape == (4, 1, 16, 16)
 
 
 def test_classifier_architecture():

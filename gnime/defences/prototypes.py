@@ -78,12 +78,12 @@ def prototypes_of(points: Tensor, clusters: int, seed: int, *purpose: object) ->
 def k_means(points: Tensor, clusters: int, seed: int, *purpose: object) -> Tensor:
     """Each point's cell, (n,): Lloyd's iterations from greedy k-means++ (Arthur and Vassilvitskii, 2007). It may be empty."""
     chance = generator(seed, "k-means", *purpose)
-    centres = points[torch.randint(len(points), (1,), generator=chance)]
+    centres = points[torch.randint(len(points), (1,), generator=chance).to(points.device)]
     squares = points.square().sum(1)
     for _ in range(clusters - 1):
         away = (squares[:, None] + distances(points, centres)).amin(1, keepdim=True).clamp(min=0)  # (n, 1)
         weights = away[:, 0].double().cpu() + 1e-12  # of equal points too, some are drawn
-        drawn = points[torch.multinomial(weights, CANDIDATES, replacement=True, generator=chance)]
+        drawn = points[torch.multinomial(weights, CANDIDATES, replacement=True, generator=chance).to(points.device)]
         left = torch.minimum(away, squares[:, None] + distances(points, drawn)).sum(0)  # with each of the drawn points
         centres = torch.cat([centres, drawn[left.argmin()][None]])
     cells = distances(points, centres).argmin(1)
