@@ -1,1 +1,1 @@
-"""Metrics: pure functions of images and their reconstructions; `registry.METRICS` names them."""
+"""Metrics: pure functions of images, reconstructions, explanations and logits; `registry.METRICS` names them."""
