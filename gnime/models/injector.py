@@ -66,12 +66,12 @@ def two_player_step(injector: Injector, inverter: nn.Module, batch: Sequence[Ten
     protected = injector.destandardise(protected_std)  # e' (N, K, S, S)
     distortion = (protected_std - clean_std).square().mean()  # D
 
-    seen = protected.detach().requires_grad_()
+    detached = protected.detach().requires_grad_()
     clean = clean_std if official else explanation
-    inverted = inverter(torch.cat([seen, clean]), torch.cat([prediction, prediction])).float()  # (2 N, C, T, T)
+    inverted = inverter(torch.cat([detached, clean]), torch.cat([prediction, prediction])).float()  # (2 N, C, T, T)
     of_protected, of_clean = inverted.chunk(2)  # (N, C, T, T) each
     inversion = (of_protected - image).square().mean()  # V
     inverter_loss = inversion + (of_clean - image).square().mean()  # V + C
-    (inverter_loss * share).backward()  # C does not depend on e', so seen.grad is dV/de'
-    torch.autograd.backward([distortion * share, protected], [None, -inversion_weight * seen.grad])
+    (inverter_loss * share).backward()  # C does not depend on e', so detached.grad is dV/de'
+    torch.autograd.backward([distortion * share, protected], [None, -inversion_weight * detached.grad])
     return Losses(distortion.detach(), inversion.detach(), inverter_loss.detach())
