@@ -1,7 +1,9 @@
-"""Arrays on disk: hickle files that are written and read by slices, whatever their size, and checked.
+"""Arrays on disk: hickle files that are written in slices, verified by checksums and read by memory-mapping.
 
-`hickle.load` opens them. This module reads them through h5py alone: nothing in a file is unpickled. The rows of a
-file of ours are one contiguous block, so reading maps it into memory and the system's page cache does the rest.
+`hickle.load` opens them too. This module reads them with h5py only, so that nothing in a file is unpickled. The rows of a
+file that it wrote are one contiguous block, which can be memory-mapped. So an array may be larger than memory.
+
+A foreign file is one that GNIME did not write. It has no record of its making and no checksum.
 """
 
 import contextlib
@@ -21,17 +23,23 @@ import numpy as np
 from .errors import GnimeError
 from .store import writing
 
-LAYOUT = 2  # of an array's file; raised when an older file can no longer be read
-CRC_BLOCK = 1 << 20  # bytes under one CRC-32; the digest is the SHA-256 of record, shape and these
-RECORD = "gnime"
-SEAL = 512  # bytes before the HDF5 file proper, which HDF5 leaves to its users: ours hold the checksums
+LAYOUT = 2  # version of the file layout; raised when files of the version before can no longer be read
+CRC_BLOCK = 1 << 20  # bytes per CRC-32; the digest is the SHA-256 of record, shape, type and all CRC-32s
+RECORD = "gnime"  # HDF5 attribute of the record
+HEADER = 512  # bytes of the HDF5 user block, which precedes the HDF5 data; ours holds the checksums
 MAGIC = b"gnime array\n"
-ATTRIBUTE_LIMIT = 60_000  # bytes; HDF5 keeps larger attributes elsewhere
+ATTRIBUTE_LIMIT = 60_000  # bytes; an HDF5 attribute has at most 64 KiB
 
 
 @dataclass
 class Array:
-    """Rows of a file, mapped, never copied whole. `record` is None for somebody else's file."""
+    """The array in a file.
+
+    Attributes:
+        rows: memory-mapped, read-only.
+        record: plain data that describes how the array was made; None for a foreign file.
+        digest: SHA-256 of record, shape, type and rows, in hexadecimal.
+    """
 
     path: Path
     rows: np.ndarray
@@ -40,7 +48,7 @@ class Array:
 
 
 class Writer:
-    """Receives an array's rows in order; see `create`."""
+    """Writes the rows of an array in order; see `create`."""
 
     def __init__(self, dataset: h5py.Dataset):
         self._dataset, self._next, self._crcs, self._rest = dataset, 0, [], b""
@@ -56,13 +64,17 @@ class Writer:
 
     def finish(self) -> list[int]:
         if self._next != len(self._dataset):
-            raise AssertionError(f"{self._next} rows of {len(self._dataset)}")
+            raise AssertionError(f"{self._next} rows were written, not {len(self._dataset)}")
         return self._crcs + ([zlib.crc32(self._rest)] if self._rest else [])
 
 
 @contextlib.contextmanager
 def create(path: Path, shape: tuple[int, ...], dtype: str, record: dict) -> Iterator[Writer]:
-    """A new file that appears under `path` when the block has written all rows of `shape`."""
+    """Yields a writer for a new file. The file appears at `path` when the block ends and all rows are written.
+
+    Raises:
+        GnimeError: the disk is full, or the folder cannot be written.
+    """
     import hickle
 
     dtype = np.dtype(dtype)
@@ -70,8 +82,8 @@ def create(path: Path, shape: tuple[int, ...], dtype: str, record: dict) -> Iter
     with writing(path) as part:
         _reserve(part, int(np.prod(shape)) * dtype.itemsize + 2 * len(text) + (1 << 18))
         part.unlink()
-        with h5py.File(part, "w", userblock_size=SEAL) as file:
-            hickle.dump(np.zeros((0, *shape[1:]), dtype), file)  # hickle's frame, around rows that h5py writes
+        with h5py.File(part, "w", userblock_size=HEADER) as file:
+            hickle.dump(np.zeros((0, *shape[1:]), dtype), file)  # for hickle's attributes; h5py writes the rows
             attributes = dict(file["data"].attrs)
             del file["data"]
             early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -90,28 +102,28 @@ def create(path: Path, shape: tuple[int, ...], dtype: str, record: dict) -> Iter
             writer = Writer(dataset)
             yield writer
             digest = _digest(record, shape, dtype.str, writer.finish())
-        seal = {"layout": LAYOUT, "offset": offset, "bytes": nbytes, "digest": digest,
-                "rest": _digest_around(part, offset, nbytes)}
+        header = {"layout": LAYOUT, "offset": offset, "bytes": nbytes, "digest": digest,
+                  "rest": _digest_around(part, offset, nbytes)}
         with part.open("r+b") as file:
-            file.write((MAGIC + json.dumps(seal).encode()).ljust(SEAL, b"\n"))
+            file.write((MAGIC + json.dumps(header).encode()).ljust(HEADER, b"\n"))
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Finds out now whether the disk has room: libhdf5 does not survive a disk that fills while it writes."""
+    """Allocates disk space before libhdf5 writes, because libhdf5 crashes when the disk is full."""
     with path.open("ab") as file:
         os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _digest(record: dict, shape: tuple[int, ...], dtype: str, crcs: list[int]) -> str:
-    head = json.dumps([LAYOUT, record, list(shape), np.dtype(dtype).str], sort_keys=True).encode()
-    return hashlib.sha256(head + np.asarray(crcs, "<u4").tobytes()).hexdigest()
+    description = json.dumps([LAYOUT, record, list(shape), np.dtype(dtype).str], sort_keys=True).encode()
+    return hashlib.sha256(description + np.asarray(crcs, "<u4").tobytes()).hexdigest()
 
 
 def _digest_around(path: Path, offset: int, nbytes: int) -> str:
-    """SHA-256 of a file without its seal and its rows: what libhdf5 will read and might choke on."""
+    """SHA-256 of a file without its header and its rows, that is of the structures that libhdf5 parses."""
     with path.open("rb") as file:
-        file.seek(SEAL)
-        hasher = hashlib.sha256(file.read(offset - SEAL))
+        file.seek(HEADER)
+        hasher = hashlib.sha256(file.read(offset - HEADER))
         file.seek(offset + nbytes)
         hasher.update(file.read())
     return hasher.hexdigest()
@@ -119,23 +131,24 @@ def _digest_around(path: Path, offset: int, nbytes: int) -> str:
 
 def _checksums(rows: np.ndarray) -> list[int]:
     data = rows.reshape(-1).view(np.uint8) if rows.size else np.zeros(0, np.uint8)
-    with ThreadPoolExecutor(4) as pool:  # zlib lets go of the interpreter
+    with ThreadPoolExecutor(4) as pool:  # zlib releases the GIL
         return list(pool.map(lambda i: zlib.crc32(data[i : i + CRC_BLOCK]), range(0, len(data), CRC_BLOCK)))
 
 
 def load(path: Path) -> Array:
-    """Opens an array's file and checks it whole: its structure before libhdf5 sees it, its rows after.
+    """Memory-maps an array's file and verifies its checksums: that of the HDF5 structures before libhdf5 parses them.
 
     Raises:
-        GnimeError: it is damaged, holds anything but one array of numbers, or its data lie in another file.
+        GnimeError: the file is damaged, cannot be read, holds something other than one array of numbers, or refers to data in
+            another file.
     """
     remedy = "remove it and run prepare.py again"
     damaged = f"{path}: damaged (its checksum does not fit); {remedy}"
     try:
-        seal = _read_seal(path)
-        if seal is not None and seal["layout"] != LAYOUT:
-            raise GnimeError(f"{path}: written in layout {seal['layout']}, this version reads {LAYOUT}; {remedy}")
-        if seal is not None and _digest_around(path, seal["offset"], seal["bytes"]) != seal["rest"]:
+        header = _read_header(path)
+        if header is not None and header["layout"] != LAYOUT:
+            raise GnimeError(f"{path}: written in layout {header['layout']}, this version reads {LAYOUT}; {remedy}")
+        if header is not None and _digest_around(path, header["offset"], header["bytes"]) != header["rest"]:
             raise GnimeError(damaged)
         with h5py.File(path, "r") as file:
             dataset = _only_dataset(file)
@@ -143,21 +156,21 @@ def load(path: Path) -> Array:
     except GnimeError:
         raise
     except PermissionError:
-        raise GnimeError(f"{path}: cannot be read; mend its permissions") from None
-    except Exception as error:  # whatever a damaged or hostile file makes the reader say
+        raise GnimeError(f"{path}: cannot be read; change its permissions") from None
+    except Exception as error:  # a damaged or hostile file can make h5py raise anything
         reason = str(error) if isinstance(error, ValueError) else "it is damaged"
         reason = " ".join(reason.split())[:200]
         raise GnimeError(f"{path}: not a hickle file with one array of numbers ({reason}); {remedy}") from None
     digest = _digest(record or {}, rows.shape, rows.dtype.str, _checksums(rows))
-    if (seal is None) != (record is None) or (seal is not None and digest != seal["digest"]):
+    if (header is None) != (record is None) or (header is not None and digest != header["digest"]):
         raise GnimeError(damaged)
     return Array(path, rows, record, digest)
 
 
-def _read_seal(path: Path) -> dict | None:
+def _read_header(path: Path) -> dict | None:
     with path.open("rb") as file:
-        head = file.read(SEAL)
-    return json.loads(head[len(MAGIC) :]) if head.startswith(MAGIC) else None
+        block = file.read(HEADER)
+    return json.loads(block[len(MAGIC) :]) if block.startswith(MAGIC) else None
 
 
 def _record(file: h5py.File) -> dict | None:
@@ -167,30 +180,30 @@ def _record(file: h5py.File) -> dict | None:
 
 
 def _only_dataset(file: h5py.File) -> h5py.Dataset:
-    found = []
+    datasets = []
     for name in file:
         if isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset):
-            found.append(file[name])
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} arrays in it")
-    dataset = found[0]
+            datasets.append(file[name])
+    if len(datasets) != 1:
+        raise ValueError(f"it has {len(datasets)} arrays")
+    dataset = datasets[0]
     if dataset.external or dataset.is_virtual:
-        raise ValueError("its data lie in another file")
+        raise ValueError("its data are in another file")
     if dataset.dtype.kind not in "uif" or dataset.dtype.hasobject:
         raise ValueError(f"its values are {dataset.dtype}")
     return dataset
 
 
 def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """The rows, mapped from the file where they lie as one block, else from an unnamed temporary copy."""
+    """The rows: memory-mapped from the file if they are one contiguous block there, otherwise from a temporary copy."""
     size = path.stat().st_size
     offset = dataset.id.get_offset()
     if offset is not None and dataset.chunks is None:
         if offset + dataset.nbytes > size:
-            raise ValueError("it is cut short")
+            raise ValueError("it is truncated")
         return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
-    if dataset.nbytes > 1000 * size:  # nothing real compresses like this
-        raise ValueError(f"it claims {dataset.shape}, far more than it holds")
+    if dataset.nbytes > 1000 * size:  # no real array compresses so well
+        raise ValueError(f"its shape {dataset.shape} is far more than the file holds")
     rows = scratch(dataset.shape, dataset.dtype, path.parent)
     step = max(1, (64 << 20) // max(1, dataset.nbytes // max(1, len(dataset))))
     for start in range(0, len(dataset), step):
@@ -199,11 +212,17 @@ def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 
 
 def scratch(shape: tuple[int, ...], dtype, folder: Path) -> np.ndarray:
-    """An array in a file without a name, which the system removes with the process: larger than memory may be."""
+    """A new array in an unnamed temporary file in `folder`, so it may be larger than memory.
+
+    The system deletes the file when the process ends.
+
+    Raises:
+        GnimeError: the disk does not have room for it, or the folder cannot be written.
+    """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is found here, not at some later row
+            os.posix_fallocate(file.fileno(), 0, size)  # so that a full disk is an error here, not at a later row
             return np.memmap(file, dtype, "r+", shape=tuple(shape))
     except OSError as error:
         raise GnimeError(f"{folder}: no room for a scratch file of {size / 1e9:.1f} GB ({error.strerror})") from None

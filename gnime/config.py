@@ -94,7 +94,7 @@ OFFICIAL = {
     "optimiser": "attackers' batches and Adam's betas differ between settings; Adam's epsilon is 1e-7 for every network",
 }
 
-IMAGE_SIZES = (16, 32, 64, 128, 256)  # the networks halve and double: powers of two
+IMAGE_SIZES = (16, 32, 64, 128, 256)  # powers of two, because the networks halve and double the side
 
 
 def target(name: str, image_size: int | None = None) -> Target:

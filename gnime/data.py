@@ -1,4 +1,4 @@
-"""The images of a run, shuffled once, and the halves of defender and attacker."""
+"""The images of a run, shuffled, and their split into the halves of defender and attacker."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .sources import Source, decode, open_source
 from .store import Paths, artifact_lock, exists, write_text
 from .system import permutation, say, warn
 
-MINIMUM = 20  # images: below, a split would be empty
+MINIMUM = 20  # images; with fewer, a split would be empty
 MAXIMUM_CLASSES = 100_000
 
 
@@ -23,9 +23,11 @@ class Splits:
     """Disjoint row ranges of the shuffled images (METHOD "Data").
 
     Attributes:
-        defender: trains victim, evaluation classifier and injector.
-        attacker: the other half; `train` trains the inverters, `validation` stops them early, and nobody trains on `test`.
-            With `--official validation` the test rows are also the validation rows.
+        defender: victim, evaluation classifier and injector are trained on this half.
+        attacker: the other half, which consists of the next three.
+        train: attackers are trained on these rows.
+        validation: attackers are chosen and stopped early on these. With `--official validation` they are the test rows.
+        test: the results are measured on these. No attacker trains on them.
     """
 
     defender: range
@@ -36,6 +38,7 @@ class Splits:
 
     @classmethod
     def from_count(cls, n: int, official: bool = False) -> "Splits":
+        """The split of n images. official: as with `--official validation`."""
         half = n // 2
         test = n - round(TEST_FRACTION * (n - half))
         validation = test - max(1, round(VALIDATION_FRACTION * (test - half)))
@@ -46,7 +49,14 @@ class Splits:
 
 @dataclass
 class Data:
-    """Images (n, C, S, S) uint8 and labels (n,) of a run in shuffled order, mapped from `aux/`."""
+    """The images of a run in shuffled order.
+
+    Attributes:
+        images: (n, C, S, S) uint8, memory-mapped from `aux/`.
+        labels: (n,) int64.
+        classes: names of the classes.
+        digest: of the images' file.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -56,13 +66,14 @@ class Data:
 
 
 def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: bool = False) -> Data:
-    """The run's images from `aux/`; where they are missing, they are made from `source`, if there is one.
+    """The run's images and labels from `aux/`. If they are missing, they are written there from `source` first.
 
     Raises:
-        GnimeError: they are missing and may not be made, or what is there belongs to another run.
+        GnimeError: they are missing and there is no source; or the files are damaged, belong to another run, or hold wrong
+            shapes or values.
     """
     with artifact_lock(paths.images), artifact_lock(paths.labels):
-        if _there(paths):
+        if _exist(paths):
             if not quiet:
                 say(f"images        {paths.images}: found")
         elif source:
@@ -78,7 +89,7 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
                 Splits.from_count(len(images.rows), bool(run.repeats("validation"))))
 
 
-def _there(paths: Paths) -> bool:
+def _exist(paths: Paths) -> bool:
     return exists(paths.images, paths.root) and exists(paths.labels, paths.root)
 
 
@@ -91,21 +102,21 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
     n = len(images.rows)
     if images.rows.shape[1:] != (target.channels, target.size, target.size):
         raise GnimeError(f"{images.path}: shape {images.rows.shape}, this run needs "
-                         f"(n, {target.channels}, {target.size}, {target.size}); move it away or choose another --root")
+                         f"(n, {target.channels}, {target.size}, {target.size}); move it away, or choose another --root")
     if labels.rows.shape != (n,) or labels.rows.dtype.kind not in "ui":
         raise GnimeError(f"{labels.path}: {labels.rows.dtype} {labels.rows.shape}, {images.path.name} needs integers "
                          f"({n},); remove both")
     if n < MINIMUM:
-        raise GnimeError(f"{images.path}: {n} images; splits need at least {MINIMUM}")
+        raise GnimeError(f"{images.path}: {n} images; the splits need at least {MINIMUM}; remove it")
     if labels.rows.min() < 0 or labels.rows.max() >= MAXIMUM_CLASSES:
         raise GnimeError(f"{labels.path}: labels from {labels.rows.min()} to {labels.rows.max()}; classes are numbered from 0 "
                          f"to {MAXIMUM_CLASSES - 1} at most; remove it")
-    numbers = images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1
-    if images.rows.dtype != np.uint8 and not numbers:
-        raise GnimeError(f"{images.path}: {images.rows.dtype} outside [0, 1]; images are uint8 or numbers in [0, 1]")
+    in_range = images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1
+    if images.rows.dtype != np.uint8 and not in_range:
+        raise GnimeError(f"{images.path}: {images.rows.dtype}; images are uint8, or numbers in [0, 1]; remove it")
     for array in (images, labels):
         if array.record is None:
-            warn(f"{array.path} does not say what made it; it is used as it is")
+            warn(f"{array.path} has no record of how it was made; it is used as it is")
             continue
         require(array.path, array.record, _identity(run))
         wanted = min(run.limit or array.record["available"], array.record["available"])
@@ -114,20 +125,18 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
             raise GnimeError(f"{array.path}: made with {flag}, this run asks for {wanted} images; pass {flag}, "
                              f"or move it away, or choose another --root")
     if labels.record is not None and labels.record["images"] != images.digest:
-        raise GnimeError(f"{labels.path}: the labels of other images than {images.path.name}; remove both and run "
+        raise GnimeError(f"{labels.path}: not the labels of the images in {images.path.name}; remove both and run "
                          f"prepare.py again")
 
 
 def missing_source(run: Run, paths: Paths) -> Source | None:
-    """What `load_images` makes the run's images from, known to hold enough of them; None where `aux/` has them already.
-
-    Writes nothing there.
+    """The source from which `load_images` will write the run's images; None if they are in `aux/` already. Writes nothing.
 
     Raises:
-        GnimeError: there is none, or it is empty.
-        UsageError: it, or --limit, is too small to split.
+        GnimeError: the source is missing, damaged or empty.
+        UsageError: the source or --limit has too few images for the splits.
     """
-    if _there(paths):
+    if _exist(paths):
         return None
     source = open_source(run)
     _enough(run, len(source.labels))
@@ -143,30 +152,30 @@ def _enough(run: Run, available: int) -> int:
 
 
 def _make(run: Run, paths: Paths, source: Source) -> None:
-    good = _good(run, paths, source)
-    available = len(good)
+    readable = _readable(run, paths, source)
+    available = len(readable)
     n = _enough(run, available)
-    order = good[permutation(available, run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]]
+    order = readable[permutation(available, run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]]
     target = run.target
     record = _identity(run) | {"available": available}
     shape = (n, target.channels, target.size, target.size)
     with arrays.create(paths.images, shape, "uint8", record | {"kind": "images"}) as writer:
         for start in range(0, n, CHUNK):
             writer.write(source.read(order[start : start + CHUNK]))
-    made = arrays.load(paths.images)
-    record |= {"kind": "labels", "classes": source.classes, "images": made.digest}
+    images = arrays.load(paths.images)
+    record |= {"kind": "labels", "classes": source.classes, "images": images.digest}
     with arrays.create(paths.labels, (n,), "int64", record) as writer:
         writer.write(source.labels[order])
     say(f"images        {paths.images}: made, {n} of {available}, {len(source.classes)} classes, shuffled with seed {run.seed}")
 
 
-def _good(run: Run, paths: Paths, source: Source) -> np.ndarray:
-    """Indices of the images that can be read; with --skip-bad, the others are listed in a file."""
-    everything = np.arange(len(source.labels))
+def _readable(run: Run, paths: Paths, source: Source) -> np.ndarray:
+    """Indices of the images to use. With --skip-bad, images that cannot be decoded are left out and listed in a file."""
+    indices = np.arange(len(source.labels))
     if not (run.skip_bad and source.files):
-        return everything
+        return indices
 
-    def complaint(path) -> str | None:
+    def fault(path) -> str | None:
         try:
             decode(path, run.target.channels, run.target.size)
         except GnimeError as error:
@@ -174,20 +183,24 @@ def _good(run: Run, paths: Paths, source: Source) -> np.ndarray:
         return None
 
     with ThreadPoolExecutor() as pool:
-        complaints = list(pool.map(complaint, source.files))
-    bad = [text for text in complaints if text]
-    if bad:
-        write_text(paths.skipped, "\n".join(bad) + "\n")
-        warn(f"{len(bad)} damaged pictures left out, listed in {paths.skipped}")
-    return everything[[text is None for text in complaints]]
+        faults = list(pool.map(fault, source.files))
+    lines = [text for text in faults if text]
+    if lines:
+        write_text(paths.skipped, "\n".join(lines) + "\n")
+        warn(f"{len(lines)} damaged pictures left out, listed in {paths.skipped}")
+    return indices[[text is None for text in faults]]
 
 
 @dataclass
 class AttackerData:
-    """Half of the images with the service's answers: rows of images, labels, predictions and explanations.
+    """n images that an attacker holds, and the answers that the service gives for them.
 
-    `train`, `validation` and `test` count from row 0 of this half. `explanations` are what the service publishes to this
-    attacker; None where it withholds them.
+    Attributes:
+        images: (n, C, T, T).
+        labels: (n,).
+        predictions: (n, classes) logits.
+        explanations: (n, K, S, S), as the service publishes them; None if it withholds them.
+        train, validation, test: ranges of rows of these arrays; see `Splits`.
     """
 
     images: Rows
@@ -200,7 +213,7 @@ class AttackerData:
 
     @classmethod
     def from_splits(cls, splits: Splits, arrays: list[Rows]) -> "AttackerData":
-        """The attacker's half. arrays: images, labels, predictions and explanations of all rows."""
+        """The attacker's half of `arrays`: images, labels, predictions and explanations of all rows."""
         half = splits.attacker
         local = [range(part.start - half.start, part.stop - half.start)
                  for part in (splits.train, splits.validation, splits.test)]

@@ -1,4 +1,4 @@
-"""The device that a run computes on, its precision, and the processes that share the work."""
+"""The device of a run, its precision, and the processes of a distributed run."""
 
 import contextlib
 import copy
@@ -13,7 +13,7 @@ from .config import Run
 from .errors import GnimeError, UsageError
 from .system import release_freed_memory, retain_freed_memory, say
 
-PATIENCE = timedelta(days=7)  # one process may train an attacker, or wait for another run's artifact, while others wait for it
+TIMEOUT = timedelta(days=7)  # of a barrier, at which processes may wait while another one trains an attacker
 
 
 def default_precision(gpu: int) -> str:
@@ -24,13 +24,17 @@ def default_precision(gpu: int) -> str:
 class Device:
     """The torch device of a run, and its precision.
 
-    Making one sets PyTorch's precision, its choice of kernels and the allocator for the whole process: PyTorch keeps them
-    globally.
+    The constructor sets PyTorch's precision and choice of kernels, and the memory allocator, for the whole process, because
+    these settings are global.
 
     Attributes:
         torch: the torch.device.
         precision: "fp32", "tf32" (CUDA only: matrix products of 32-bit numbers on tensor cores) or "bf16" (autocast).
-        rank, world: this process among those that torchrun started; 0 of 1 otherwise.
+        rank, world: index of this process, and number of processes that torchrun started; 0 and 1 without torchrun.
+
+    Raises:
+        GnimeError: --gpu names a device that the machine does not have.
+        UsageError: --precision tf32 on the CPU.
     """
 
     def __init__(self, run: Run):
@@ -39,7 +43,7 @@ class Device:
         cuda = self.torch.type == "cuda"
         self.precision = run.precision or default_precision(run.gpu)
         if self.precision == "tf32" and not cuda:
-            raise UsageError("--precision tf32: only CUDA devices have it; use fp32 or bf16")
+            raise UsageError("--precision tf32: only CUDA devices support it; use fp32 or bf16")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
         torch.backends.cudnn.benchmark = cuda and not run.deterministic
         if run.deterministic:
@@ -48,13 +52,13 @@ class Device:
         if not cuda:
             retain_freed_memory()
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
 
     def _choose(self, gpu: int) -> torch.device:
         if gpu < 0:
             return torch.device("cpu")
         if not torch.cuda.is_available():
-            say(f"no CUDA device here: --gpu {gpu} is not used, the CPU runs")
+            say(f"no CUDA device: --gpu {gpu} is ignored, the run uses the CPU")
             return torch.device("cpu")
         gpu = int(os.environ.get("LOCAL_RANK", gpu))
         if gpu >= torch.cuda.device_count():
@@ -63,21 +67,24 @@ class Device:
         return torch.device("cuda", gpu)
 
     def autocast(self):
+        """The context of forward passes in training: bfloat16 if the precision is "bf16"."""
         if self.precision == "bf16":
             return torch.autocast(self.torch.type, torch.bfloat16)
         return contextlib.nullcontext()
 
     def for_one_process(self) -> "Device":
-        """This device for work that a process does without the others."""
+        """This device for work that the process does without the others: rank 0 of 1."""
         device = copy.copy(self)
         device.rank, device.world = 0, 1
         return device
 
     def barrier(self) -> None:
+        """Waits until all processes of the run are here."""
         if self.world > 1:
             dist.barrier()
 
     def describe(self) -> str:
+        """Name of the device and precision, for messages and results."""
         cuda = self.torch.type == "cuda"
         name = torch.cuda.get_device_name(self.torch) if cuda else f"CPU, {torch.get_num_threads()} threads"
         return f"{name}, {self.precision}" + (f", {self.world} processes" if self.world > 1 else "")
@@ -85,7 +92,10 @@ class Device:
 
 @contextlib.contextmanager
 def full_fp32() -> Iterator[None]:
-    """32-bit arithmetic in any precision of the run: explanations and metrics are what is compared."""
+    """Computes in 32 bits whatever the precision of the run, so that runs of different precision can be compared.
+
+    Explanations and metrics are computed so.
+    """
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:
@@ -99,11 +109,11 @@ def full_fp32() -> Iterator[None]:
 
 
 def average_gradients(network: torch.nn.Module, world: int) -> None:
-    """Sums `.grad` over the processes; each has already scaled its losses by its share of the batch."""
+    """Replaces `.grad` by its sum over the processes. It is the mean, because each process scaled its loss by its share."""
     if world == 1:
         return
     for parameter in network.parameters():
-        if parameter.grad is None:  # this process had none of the batch
+        if parameter.grad is None:  # the batch had no row for this process
             parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in network.parameters()]
     flat = torch.cat([g.reshape(-1) for g in gradients])

@@ -1,4 +1,4 @@
-"""The victim's predictions and explanations for every image of a run. They stream to disk, so any number fits in memory."""
+"""The victim's predictions and explanations of all images of a run, written to disk batch by batch."""
 
 import functools
 import time
@@ -25,7 +25,7 @@ from .system import say, warn
 
 
 def predict(victim: nn.Module, data: Data, device: Device, folder: Path) -> np.ndarray:
-    """The victim's logits for every image, (n, classes) float32, in a scratch file in `folder`."""
+    """The victim's logits of all images, (n, classes) float32, in a temporary file in `folder`; see `arrays.scratch`."""
     logits = arrays.scratch((len(data.images), len(data.classes)), np.float32, folder)
     with torch.no_grad(), full_fp32():
         for rows, (images,) in iter_batches([data.images], range(len(data.images)), device.torch):
@@ -34,19 +34,19 @@ def predict(victim: nn.Module, data: Data, device: Device, folder: Path) -> np.n
 
 
 def explainer(run: Run) -> tuple[Callable[[nn.Module, Tensor], Tensor], int | None]:
-    """The run's explainer, and the number of images that it must be given at once; None: any number gives the same maps."""
+    """The run's explainer, and the batch size that its maps depend on; None: they do not depend on it."""
     function, pool = EXPLAINERS[run.xai].load(), _pool(run)
     return (functools.partial(function, pool=pool) if pool else function), pool
 
 
 def _pool(run: Run) -> int | None:
-    """Images that Grad-CAM's channel weights are averaged over; None: each has its own."""
+    """Number of images over which Grad-CAM's channel weights are averaged; None: each image has weights of its own."""
     return run.target.gradcam_pool if run.xai == "gradcam" and run.repeats("gradcam") else None
 
 
 @dataclass(frozen=True)
 class ExplanationTask:
-    """The parts of a run that explanations follow from."""
+    """The parts of a run that decide its explanations."""
 
     run: Run
     data: Data
@@ -54,49 +54,49 @@ class ExplanationTask:
     victim_digest: str
 
     def identity(self) -> dict:
-        """Recorded with the explanations' file. The version of an explainer is told where it is not the first."""
+        """The record of the explanations' file. It has the version of the explainer if that is not 1."""
         version = EXPLAINERS[self.run.xai].version
         return {"kind": "explanations", "target": self.run.target.name, "xai": self.run.xai, "images": self.data.digest,
                 "victim": self.victim_digest, "pool": _pool(self.run)} | ({"version": version} if version > 1 else {})
 
 
 def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make: bool) -> arrays.Array:
-    """The explanations of all images from `aux/`; `make` lets them be made.
+    """The explanations of all images, (n, K, h, w) in [0, 1], from `aux/`. If they are missing and `make`, they are computed.
 
     Raises:
-        GnimeError: they are missing and may not be made, or were made by another victim or from other images.
+        GnimeError: they are missing and not `make`; or the file is damaged, or of another victim, explainer or other images.
     """
     path, run = paths.explanations, task.run
     with artifact_lock(path, device):
-        there = exists(path, paths.root)
+        finished = exists(path, paths.root)
         device.barrier()
-        if there:
+        if finished:
             say(f"explanations  {path}: found")
         elif make:
             _make(task, path, device)
         else:
             raise Unfinished(f"{path} is missing; make it with: {run.command('prepare')}")
         device.barrier()
-    loaded = arrays.load(path)
+    maps = arrays.load(path)
     function, _ = explainer(run)
     image = torch.zeros(1, *task.data.images.shape[1:], device=device.torch)
     shape = (len(task.data.images), *function(task.victim, image).shape[1:])
-    if loaded.rows.shape != shape or loaded.rows.dtype.kind != "f":
-        raise GnimeError(f"{path}: {loaded.rows.dtype} {loaded.rows.shape}, this run needs float32 {shape}; "
+    if maps.rows.shape != shape or maps.rows.dtype.kind != "f":
+        raise GnimeError(f"{path}: {maps.rows.dtype} {maps.rows.shape}, this run needs float32 {shape}; "
                          f"remove it or choose another --root")
-    if loaded.record is None:
-        warn(f"{path} does not say what made it; it is used as it is")
-        _check_foreign(loaded)
+    if maps.record is None:
+        warn(f"{path} has no record of how it was made; it is used as it is")
+        _check_foreign(maps)
     else:
-        require(path, loaded.record, task.identity())
-    return loaded
+        require(path, maps.record, task.identity())
+    return maps
 
 
-def _check_foreign(loaded: arrays.Array) -> None:
-    for part in slices(range(len(loaded.rows)), CHUNK):
-        rows = loaded.rows[part.start : part.stop]
+def _check_foreign(maps: arrays.Array) -> None:
+    for part in slices(range(len(maps.rows)), CHUNK):
+        rows = maps.rows[part.start : part.stop]
         if not (np.isfinite(rows).all() and rows.min() >= 0 and rows.max() <= 1):
-            raise GnimeError(f"{loaded.path}: values outside [0, 1] in rows {part.start} to {part.stop - 1}; remove it")
+            raise GnimeError(f"{maps.path}: values outside [0, 1] in rows {part.start} to {part.stop - 1}; remove it")
 
 
 def _make(task: ExplanationTask, path: Path, device: Device) -> None:
@@ -104,30 +104,30 @@ def _make(task: ExplanationTask, path: Path, device: Device) -> None:
     n = len(task.data.images)
     bar = tqdm(total=n, desc=task.run.xai, unit="image", disable=None if device.rank == 0 else True, leave=False)
     with full_fp32(), bar:
-        maps = _explain(task, device)
-        first = next(maps)
+        batches = _explain(task, device)
+        batch = next(batches)
         if device.rank > 0:
-            for _ in maps:
+            for _ in batches:
                 pass
             return
-        with arrays.create(path, (n, *first.shape[1:]), "float32", task.identity()) as writer:
-            while first is not None:
-                writer.write(first)
-                bar.update(len(first))
-                first = next(maps, None)
+        with arrays.create(path, (n, *batch.shape[1:]), "float32", task.identity()) as writer:
+            while batch is not None:
+                writer.write(batch)
+                bar.update(len(batch))
+                batch = next(batches, None)
     seconds = time.monotonic() - began
     say(f"explanations  {path}: made in {seconds:.0f} s, {n / seconds:.0f} images/s")
 
 
 def _explain(task: ExplanationTask, device: Device) -> Iterator[np.ndarray]:
-    """Maps in order. Several processes take chunks in turn, and the first receives them all."""
-    function, together = explainer(task.run)
-    everything = slices(range(len(task.data.images)), together or AT_ONCE[device.torch.type])
-    for turn in range(0, len(everything), device.world):
-        mine = everything[turn : turn + device.world]
+    """Batches of maps in order. In a distributed run the processes compute batches in turn, and the first receives all."""
+    function, pool = explainer(task.run)
+    batches = slices(range(len(task.data.images)), pool or AT_ONCE[device.torch.type])
+    for start in range(0, len(batches), device.world):
+        turn = batches[start : start + device.world]  # one batch per process
         maps = None
-        if device.rank < len(mine):
-            images = gather_rows(task.data.images, mine[device.rank], device.torch)
+        if device.rank < len(turn):
+            images = gather_rows(task.data.images, turn[device.rank], device.torch)
             maps = function(task.victim, images).float().cpu().numpy()
         if device.world > 1:
             gathered = [None] * device.world if device.rank == 0 else None

@@ -16,12 +16,17 @@ from .errors import GnimeError, Stopped
 from .store import exists
 from .system import Interrupt, say
 
-SAVE_EVERY = 20.0  # seconds of training that a killed process may lose, to the end of the epoch
+SAVE_EVERY = 20.0  # seconds between two saves, each at the end of an epoch
 
 
 @dataclass(frozen=True)
 class StateFile:
-    """The file that an unfinished training is saved to, and the identity of that training."""
+    """The file of an unfinished training, and the identity of that training.
+
+    Attributes:
+        root: of the run; the file must be inside it.
+        identity: plain data that decides the result. A file with another identity is refused.
+    """
 
     path: Path
     root: Path
@@ -29,9 +34,12 @@ class StateFile:
 
 
 class Resumable:
-    """Networks and optimisers in training, saved at the end of an epoch.
+    """Networks and optimisers in training. Their state is saved at the end of an epoch and loaded if its file exists.
 
-    No generator's state is saved: every epoch draws from seeds of its own (`system.derive_seed`).
+    No generator's state is saved, because every epoch has seeds of its own (`system.derive_seed`).
+
+    Raises:
+        GnimeError: the file is damaged, or of another training.
     """
 
     def __init__(self, file: StateFile, networks: Sequence[nn.Module], config: TrainConfig, device: Device):
@@ -47,21 +55,21 @@ class Resumable:
             self._load()
 
     def _load(self) -> None:
-        found = load_checkpoint(self.path)
-        if not found.ours or found.spec != {"state": len(self.networks)}:
-            raise GnimeError(f"{self.path}: not the state of such a training; remove it")
-        require(self.path, found.made_by, self.identity)  # the specification included: shapes then fit
-        for network, tensors in zip(self.networks, found.tensors["networks"], strict=True):
+        checkpoint = load_checkpoint(self.path)
+        if not checkpoint.ours or checkpoint.spec != {"state": len(self.networks)}:
+            raise GnimeError(f"{self.path}: not the state of this kind of training; remove it")
+        require(self.path, checkpoint.made_by, self.identity)  # it includes the specification, so all shapes fit
+        for network, tensors in zip(self.networks, checkpoint.tensors["networks"], strict=True):
             network.load_state_dict(tensors)
-        for optimiser, state in zip(self.optimisers, found.tensors["optimisers"], strict=True):
+        for optimiser, state in zip(self.optimisers, checkpoint.tensors["optimisers"], strict=True):
             optimiser.load_state_dict(state)
-        self.best = {name: value.to(self.device.torch) for name, value in found.tensors["best"].items()}
-        self.plain = found.extra
+        self.best = {name: value.to(self.device.torch) for name, value in checkpoint.tensors["best"].items()}
+        self.plain = checkpoint.extra
         self._epoch_saved = self.plain["epoch"]
         say(f"              goes on from epoch {self.plain['epoch']} ({self.path})")
 
     def save(self, now: bool = False) -> None:
-        """Writes the state if `now`, or if it was last written `SAVE_EVERY` seconds ago."""
+        """Writes the state if `now`, or if the last save was `SAVE_EVERY` seconds ago."""
         if not now and time.monotonic() - self._saved < SAVE_EVERY:
             return
         self._count_seconds()
@@ -76,28 +84,28 @@ class Resumable:
         self.plain["seconds"] += now - self._clock
         self._clock = now
 
-    def remove(self) -> None:
-        if self.device.rank == 0:
-            self.path.unlink(missing_ok=True)
-
     def stop_if(self, interrupt: Interrupt) -> None:
-        """Stops if Ctrl-C was pressed and the last finished epoch is saved. Call it after a step or an epoch."""
+        """Raises `Stopped` if Ctrl-C was pressed and the last finished epoch is saved. Call it at each step and epoch."""
         if interrupt.asked and self._epoch_saved == self.plain["epoch"]:
             raise Stopped(f"stopped after epoch {self.plain['epoch']}; the same command goes on from {self.path}")
 
     def finish(self, losses: Tensor, finite: Tensor, epoch: int, steps: int) -> Tensor:
         """The epoch's losses, summed over the processes.
 
+        Args:
+            losses: this process's sums over the steps.
+            finite: number of steps before the first loss that is not finite; `steps` if all are finite.
+
         Raises:
-            GnimeError: a loss, or a weight after the last step, is not finite. The epoch is not saved then.
+            GnimeError: a loss, or a weight after the last step, is not finite. Then the epoch is not saved.
         """
         if self.device.world > 1:
             dist.all_reduce(losses)
             dist.all_reduce(finite, dist.ReduceOp.MIN)
-        bad = int(finite)
-        if bad < steps or not all(p.isfinite().all() for network in self.networks for p in network.parameters()):
+        good = int(finite)
+        if good < steps or not all(p.isfinite().all() for network in self.networks for p in network.parameters()):
             kept = f"{self.path} keeps epoch {self._epoch_saved}" if self._epoch_saved > 0 else "nothing was saved yet"
-            what, step = ("loss is", bad + 1) if bad < steps else ("weights are", steps)
+            what, step = ("loss is", good + 1) if good < steps else ("weights are", steps)
             raise GnimeError(f"training {self.path.stem.removesuffix('.state')}: the {what} not finite at epoch {epoch + 1}, "
                              f"step {step} of {steps}; {kept}; try fp32 precision, another seed or a smaller --batch-size")
         return losses

@@ -1,4 +1,4 @@
-"""Where images come from: MNIST, CIFAR-10, the embedded digits, folders of pictures. Everything arrives as uint8."""
+"""Sources of images: MNIST, CIFAR-10, scikit-learn's digits, folders of pictures. All images are uint8."""
 
 import os
 import warnings
@@ -21,13 +21,13 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".pnm", ".bmp", ".gif", ".t
 
 @dataclass
 class Source:
-    """Images in the order they are found, before the shuffle.
+    """The images of a target before the shuffle.
 
     Attributes:
-        labels: (n,) int64 class of each image.
+        labels: (n,) int64, the class of each image.
         classes: names of the classes.
-        read: indices -> (k, C, S, S) uint8.
-        files: the path of each image, where images are files.
+        read: k indices -> (k, C, S, S) uint8. Raises `GnimeError` if a file cannot be decoded.
+        files: the path of each image, if each image is a file.
     """
 
     labels: np.ndarray
@@ -37,10 +37,10 @@ class Source:
 
 
 def open_source(run: Run) -> Source:
-    """The images of the run's target.
+    """The images of the run's target. MNIST and CIFAR-10 are downloaded if they are missing.
 
     Raises:
-        GnimeError: there are none, or a class folder is empty.
+        GnimeError: the data are missing or damaged, or a class folder is empty.
     """
     target = run.target
     if target.source == "digits":
@@ -57,8 +57,8 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     """(n, C, H, W) uint8 -> (n, C, size, size) uint8: bilinear, half-pixel centres, no antialias (METHOD "Data")."""
     if images.shape[2:] == (size, size):
         return images
-    wide = F.interpolate(images.float(), (size, size), mode="bilinear", align_corners=False)
-    return wide.round().clamp(0, 255).to(torch.uint8)
+    resized = F.interpolate(images.float(), (size, size), mode="bilinear", align_corners=False)
+    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _digits(target: Target) -> Source:
@@ -71,8 +71,8 @@ def _digits(target: Target) -> Source:
 
 
 def _torchvision(run: Run, name: str) -> Source:
-    """MNIST or CIFAR-10, train and test joined; downloaded where they are missing and there is a network."""
-    import torchvision  # here: slow to import, and only these two need it
+    """MNIST or CIFAR-10, with training and test images joined. Missing data are downloaded."""
+    import torchvision  # here, because it is slow to import and other targets do not need it
 
     kind, folder = getattr(torchvision.datasets, name), {"MNIST": "MNIST/raw", "CIFAR10": "cifar-10-batches-py"}[name]
     try:
@@ -82,7 +82,7 @@ def _torchvision(run: Run, name: str) -> Source:
         parts = [kind(run.datasets, train=train, download=not (run.datasets / folder).exists()) for train in (True, False)]
         pixels = np.concatenate([np.asarray(part.data) for part in parts])
         labels = np.concatenate([np.asarray(part.targets, np.int64) for part in parts])
-    except Exception as error:  # torchvision raises what the network, the disk and damaged files make it raise
+    except Exception as error:  # errors of the network, of the disk and of damaged files have many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise GnimeError(f"{run.datasets / folder}: {name} is missing or damaged and cannot be downloaded ({reason}); put its "
                          f"original files there, or name their folder with --datasets") from None
@@ -114,25 +114,27 @@ def _folders(run: Run, folders: list[Path]) -> Source:
         except OSError as error:
             raise GnimeError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
         if not classes:
-            raise GnimeError(f"{folder}: no class folders in it; images lie in <class>/<image>")
+            raise GnimeError(f"{folder}: no class folders in it; put the images there as <class>/<image>")
     classes = sorted(set(names))
     number = {name: i for i, name in enumerate(classes)}
     labels = np.asarray([number[name] for name in names], np.int64)
     target = run.target
 
     def read(indices: Sequence[int]) -> np.ndarray:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding lets go of the interpreter
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
             return np.stack(list(pool.map(lambda i: decode(files[i], target.channels, target.size), indices)))
 
     return Source(labels, classes, read, files)
 
 
 def decode(path: Path, channels: int, size: int) -> np.ndarray:
-    """One picture as (channels, size, size) uint8: grey, palette, CMYK, 16 bit, transparent (on white), first frame of
-    many, turned upright.
+    """One picture as (channels, size, size) uint8.
+
+    Grey, palette, CMYK and 16-bit pictures are converted, transparency becomes white, the first frame of an animation counts,
+    and the camera's orientation is applied.
 
     Raises:
-        GnimeError: the file is not a whole picture, or unfolds into more pixels than any photograph has.
+        GnimeError: the file is not a picture, is damaged, or has more pixels than any photograph.
     """
     try:
         with warnings.catch_warnings():
@@ -143,16 +145,16 @@ def decode(path: Path, channels: int, size: int) -> np.ndarray:
     except UnidentifiedImageError:
         raise GnimeError(f"{path}: not a picture; remove it, or pass --skip-bad") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise GnimeError(f"{path}: claims more pixels than is safe to unfold; remove it, or pass --skip-bad") from None
-    except Exception as error:  # decoders raise whatever a damaged file makes them raise
+        raise GnimeError(f"{path}: too many pixels to be decoded safely; remove it, or pass --skip-bad") from None
+    except Exception as error:  # a damaged file can make a decoder raise anything
         reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        raise GnimeError(f"{path}: a damaged or unreadable picture ({reason}); mend or remove it, or pass --skip-bad") from None
+        raise GnimeError(f"{path}: a damaged or unreadable picture ({reason}); remove it, or pass --skip-bad") from None
     return resize(torch.from_numpy(pixels)[None], size)[0].numpy()
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     """(channels, H, W) uint8."""
-    if image.mode.startswith("I"):  # 16 bit, which Pillow's own conversion would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits, which Pillow's own conversion would clip at 255
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((values.clip(0, 65535) / 257).round().astype(np.uint8))
     elif image.mode == "F":

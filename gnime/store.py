@@ -1,4 +1,4 @@
-"""The place of every artifact, and files that are written whole or not at all, by one process at a time."""
+"""The path of every artifact, locks, and files that are written completely or not at all."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ from .system import say
 
 
 class Paths:
-    """The place of each artifact under the run's root. No other code puts a file's name together."""
+    """The path of each artifact under the run's root. No other code builds such a path."""
 
     def __init__(self, run: Run):
         target, both = run.target.name, f"{run.target.name}_{run.xai}"
@@ -43,23 +43,23 @@ class Paths:
         return self.injector_folder / f"{row}.pt"
 
     def inverter(self, row: str, attacker: str = "expmi") -> Path:
-        """An attacker's network. PredMI sees no explanation, so all explainers share it."""
+        """An attacker's network. PredMI's input has no explanation, so its file is the same for all explainers."""
         name = f"{self._target}_{row}" + ("" if row == "predmi" else f"_{self._xai}")
         name += "" if attacker in ("predmi", "expmi") else f"_{attacker}"
         return self._models / "inv" / f"{name}.pt"
 
     def injector_at(self, epoch: int) -> tuple[Path, Path]:
-        """The injector's checkpoint and picture after so many epochs."""
+        """The injector's checkpoint and its picture after `epoch` epochs."""
         return tuple(self.injector_folder / f"epoch_{epoch:04d}.{suffix}" for suffix in ("pt", "png"))
 
     @staticmethod
     def state(network: Path) -> Path:
-        """The training that `network` can resume from."""
+        """The file of the unfinished training of `network`."""
         return network.with_name(f"{network.stem}.state.pt")
 
 
 def prepare_root(run: Run) -> None:
-    """Makes the folders of the run's root. Only prepare.py makes the root itself.
+    """Makes the folders models/, aux/ and figures/ under the run's root. Only prepare.py makes the root itself.
 
     Raises:
         GnimeError: a folder is missing, or cannot be made or written.
@@ -75,26 +75,31 @@ def prepare_root(run: Run) -> None:
             raise GnimeError(f"--root {root}: cannot make {path} ({error.strerror})") from None
         inside(path, root)
         if not os.access(path, os.W_OK | os.X_OK):
-            raise GnimeError(f"--root {root}: {path} cannot be written; choose another --root or mend its permissions")
+            raise GnimeError(f"--root {root}: {path} cannot be written; choose another --root or change its permissions")
 
 
 def inside(path: Path, root: Path) -> Path:
-    """`path`, if no symbolic link on the way leads out of the root."""
+    """Returns `path`.
+
+    Raises:
+        GnimeError: a symbolic link in the path leads out of the root.
+    """
     if not path.resolve().is_relative_to(root.resolve()):
         raise GnimeError(f"{path} leads out of --root to {path.resolve()}; give the real folder as --root")
     return path
 
 
 def exists(path: Path, root: Path) -> bool:
+    """Whether the artifact is there. Raises as `inside` does."""
     return inside(path, root).exists()
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`. When the block ends well, that file replaces `path` in one step.
+    """Yields a temporary path in the folder of `path`. If the block succeeds, the temporary file replaces `path` atomically.
 
     Raises:
-        GnimeError: the disk is full, the folder cannot be written, or the like; `path` is as it was.
+        GnimeError: the file cannot be written, for example because the disk is full. `path` is unchanged.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -111,17 +116,18 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a file of UTF-8 text. Raises as `writing` does."""
     with writing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def artifact_lock(path: Path, device: Device | None = None, folder: bool = False) -> Iterator[None]:
-    """Locks `path` while this process looks for the artifact and makes it. A second process waits.
+    """Holds the lock of an artifact while this process reads or makes it. A second process waits.
 
-    The system releases the lock when its holder dies. Part files that killed writers left are removed: those of `path`, or
-    with `folder` all in its folder but those of artifacts with locks of their own. Of several processes that make one
-    artifact together (`device`), the first holds the lock.
+    The system releases the lock when its holder dies. Temporary files that killed processes left are removed: those of
+    `path`, or with `folder` all those in its folder except those of artifacts that have locks of their own. If the processes
+    of `device` make the artifact together, the first of them holds the lock.
 
     Raises:
         GnimeError: the folder cannot be written.
@@ -146,18 +152,18 @@ def artifact_lock(path: Path, device: Device | None = None, folder: bool = False
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        ours = re.compile(rf"\.{re.escape(path.stem)}(\.state)?{re.escape(path.suffix)}\.\d+\.part")
-        for left in path.parent.glob(".*.part"):
-            lock_of_its_own = left.with_name(f"{left.name.rsplit('.', 2)[0]}.lock")
-            if ours.fullmatch(left.name) or (folder and not lock_of_its_own.exists()):
-                left.unlink(missing_ok=True)
+        own = re.compile(rf"\.{re.escape(path.stem)}(\.state)?{re.escape(path.suffix)}\.\d+\.part")
+        for part in path.parent.glob(".*.part"):
+            other_lock = part.with_name(f"{part.name.rsplit('.', 2)[0]}.lock")
+            if own.fullmatch(part.name) or (folder and not other_lock.exists()):
+                part.unlink(missing_ok=True)
         if device is not None:
             device.barrier()
         yield
 
 
 def digest_of(content: object) -> str:
-    """SHA-256 of nested plain data and tensors: values, shapes, types and order."""
+    """SHA-256 of nested plain data and tensors, in hexadecimal. It depends on values, shapes, types and order."""
     hasher = hashlib.sha256()
 
     def feed(value: object) -> None:

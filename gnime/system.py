@@ -1,4 +1,4 @@
-"""Seeds, messages, signals, memory, and the record of the machine and versions that made a result."""
+"""Seeds, messages, signals, memory, and the versions and hardware of a result."""
 
 import contextlib
 import ctypes
@@ -21,41 +21,46 @@ from ._commit import COMMIT
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
-    """A 63-bit seed for one purpose. Every random number of a run comes from one of these.
+    """A 63-bit seed for one purpose. All random numbers of a run are drawn from such seeds.
 
-    So no generator's state needs saving: epoch 7's order is the same whether epochs 0 to 6 ran in this process or another.
+    So no generator's state needs to be saved. The order of epoch 7, for example, does not depend on the process that ran the
+    epochs before it.
     """
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
+    """A generator on the CPU for one purpose; see `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))
 
 
 def permutation(n: int, seed: int, *purpose: object) -> torch.Tensor:
+    """The numbers 0 to n - 1 in random order, (n,) int64; see `derive_seed`."""
     return torch.randperm(n, generator=generator(seed, *purpose))
 
 
 def say(*lines: str) -> None:
-    """Prints for the user; of several processes of one run, the first prints."""
+    """Prints lines for the user. In a distributed run only the first process prints."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(*lines, sep="\n", flush=True)
 
 
 def warn(line: str) -> None:
+    """Prints a warning to standard error. In a distributed run only the first process prints."""
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def seconds_since(began: float) -> str:
+    """The time since `began`, a value of `time.monotonic()`, as text."""
     return f"{time.monotonic() - began:.1f} s"
 
 
 def retain_freed_memory() -> None:
-    """Tells glibc to keep up to 2 GB of freed memory. Page-faulting freed blocks back in costs 25 % of a classifier's step.
+    """Makes glibc keep up to 2 GB of freed memory. Page-faulting freed blocks back in costs 25 % of a classifier's step.
 
-    The allocator is the process's own, so this setting is global. Other C libraries are left as they are.
+    The setting holds for the whole process. It has no effect with other C libraries.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
     with contextlib.suppress(AttributeError, OSError, TypeError):
@@ -64,13 +69,13 @@ def retain_freed_memory() -> None:
         allocator(mmap_threshold, 2**30)
 
 
-_released = time.monotonic()  # when freed memory last went back: one allocator, one clock
+_released = time.monotonic()  # time of the last release; global, like the allocator
 
 
 def release_freed_memory(every: float = 0.0) -> None:
-    """Returns the retained memory to the system, unless that was done within `every` seconds.
+    """Returns freed memory to the system, unless the last return was less than `every` seconds ago.
 
-    Call it between two pieces of work: the blocks that one leaves rarely fit the next.
+    Call it between two pieces of work, because the blocks that the first one freed rarely fit the second one.
     """
     global _released
     if time.monotonic() - _released < every:
@@ -80,11 +85,11 @@ def release_freed_memory(every: float = 0.0) -> None:
     _released = time.monotonic()
 
 
-_deadline = math.inf  # of the process, like Ctrl-C
+_deadline = math.inf  # global, because it acts like Ctrl-C
 
 
 def stop_after(seconds: float) -> None:
-    """After so many seconds training stops as if Ctrl-C were pressed: saved, and resumable."""
+    """Makes training stop after `seconds` as Ctrl-C does: the finished epochs are saved, and the run can be resumed."""
     global _deadline
     _deadline = time.monotonic() + seconds
 
@@ -95,7 +100,12 @@ def time_left() -> float:
 
 
 def time_is_up() -> bool:
+<<<<<<< HEAD
     return time_left() < 0
+=======
+    """Whether the time of `stop_after` has passed."""
+    return time.monotonic() > _deadline
+>>>>>>> h3
 
 
 class Interrupt:
@@ -103,6 +113,7 @@ class Interrupt:
 
     @property
     def asked(self) -> bool:
+        """Whether training should stop."""
         return self._pressed or time_is_up()
 
     def __enter__(self):
@@ -116,7 +127,7 @@ class Interrupt:
         if self._pressed:
             raise KeyboardInterrupt
         self._pressed = True
-        warn("stopping: the work is saved at the end of this epoch; press Ctrl-C again to stop at once")
+        warn("stopping at the end of this epoch, which is then saved; press Ctrl-C again to stop at once")
 
     def __exit__(self, *error):
         if self._usable:
@@ -125,7 +136,7 @@ class Interrupt:
 
 @cache
 def provenance(device: str) -> dict:
-    """Versions, commit and hardware: with configuration and seed, all that repeats a result."""
+    """Versions, commit and hardware. Together with configuration and seed they suffice to repeat a result."""
     from . import __version__
 
     versions = {"gnime": __version__, "python": platform.python_version()}
@@ -138,10 +149,14 @@ def provenance(device: str) -> dict:
 
 @cache
 def commit() -> str | None:
+<<<<<<< HEAD
     """The commit of the checkout that this package runs from, with "+" where files differ from it.
 
     A copy that `git archive` made knows its commit too. None: nothing tells it.
     """
+=======
+    """The commit of the package's checkout, with "+" if files differ from it; None if there is no checkout."""
+>>>>>>> h3
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None if COMMIT.startswith("$") else COMMIT[:12]

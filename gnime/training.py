@@ -1,4 +1,4 @@
-"""Training that can be stopped at any moment and then resumes to the same result.
+"""Training. It can be stopped at any moment, and a resumed training ends with the same result.
 
 `fit` trains classifiers and inverters, `fit_minmax` the injector against its sparring inverter.
 """
@@ -22,13 +22,13 @@ from .system import Interrupt, derive_seed, permutation
 
 
 def _share(rows: Tensor, device: Device) -> tuple[Tensor, float]:
-    """This process's part of a batch, and the part's share of it."""
+    """This process's rows of a batch, and their share of the batch."""
     part = rows.tensor_split(device.world)[device.rank]
     return part, len(part) / len(rows)
 
 
 def _note_finite(finite: Tensor, loss: Tensor, step: int) -> Tensor:
-    """Number of steps before the first loss that is not finite. It stays on the device: reading it would wait for the step."""
+    """Number of steps before the first loss that is not finite. It stays on the device, because reading it would wait."""
     return torch.where(loss.isfinite(), finite, finite.clamp(max=step))
 
 
@@ -37,11 +37,12 @@ class TrainingTask:
     """A network to be trained with early stopping.
 
     Attributes:
-        sources, rows: arrays and the range of their rows to train on.
-        loss: (network, batch) -> mean loss over the batch.
-        validate: network -> score on images it is not trained on.
+        sources: arrays with the same number of rows; None: a source that the network does not use.
+        rows: range of the training rows.
+        loss: (network, batch) -> mean loss over the batch. A batch is the list of the sources' rows on the device.
+        validate: network -> score on images that it is not trained on.
         higher: whether a higher score is better.
-        shuffle: a new order every epoch; otherwise one for all, as in the authors' release.
+        shuffle: whether each epoch has an order of its own. The authors' release has one order for all epochs.
     """
 
     name: str
@@ -57,10 +58,14 @@ class TrainingTask:
 
 
 def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
-    """Trains `task.network` and leaves its best weights in it. Returns epochs, best epoch, score, history, seconds.
+    """Trains `task.network`, which then has its best weights.
+
+    Returns epochs, best epoch (numbered from 1), its score, history ([training loss, score] per epoch), seconds, and whether
+    the training stopped early.
 
     Raises:
-        GnimeError: a loss was not finite. Stopped: Ctrl-C.
+        GnimeError: a loss, a weight or a score is not finite.
+        Stopped: the user pressed Ctrl-C, or the time of `system.stop_after` is up.
     """
     network, config = task.network, task.config
     run = Resumable(file, [network], config, device)
@@ -98,7 +103,7 @@ def _stale(plain: dict, config: TrainConfig) -> bool:
 
 
 def _same_everywhere(score: float, device: Device) -> float:
-    """The first process's score in every process, so that they stop together."""
+    """The first process's score, in every process. With different scores they would stop at different epochs."""
     if device.world == 1:
         return score
     box = [score]
@@ -116,7 +121,7 @@ def _validate(task: TrainingTask, device: Device) -> float:
 
 
 def _epoch(task: TrainingTask, run: Resumable, epoch: int, interrupt: Interrupt) -> float:
-    """One pass over the rows; returns the mean training loss."""
+    """Trains one epoch. Returns the mean training loss."""
     network, device, (optimiser,) = task.network, run.device, run.optimisers
     network.train()
     torch.manual_seed(derive_seed(task.seed, task.name, "dropout", epoch, device.rank))
@@ -141,12 +146,14 @@ def _epoch(task: TrainingTask, run: Resumable, epoch: int, interrupt: Interrupt)
 
 @dataclass
 class MinMaxTask:
-    """The injector, the inverter it spars with, and the defender's rows of explanations, predictions and images.
+    """The injector and its sparring inverter, to be trained together.
 
     Attributes:
+        sources: explanations (n, K, S, S), predictions (n, classes) and images (n, C, T, T).
+        rows: range of the defender's rows.
         inversion_weight: a in D - a V.
-        official: the clean explanation enters the inverter standardised, as in the authors' release.
-        every, checkpoint: `checkpoint(epoch)` is called every so many epochs.
+        checkpoint: called with the number of finished epochs, every `every` epochs.
+        official: whether the clean explanation enters the inverter standardised, as in the authors' release.
     """
 
     injector: Injector
@@ -162,13 +169,14 @@ class MinMaxTask:
 
 
 def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
-    """Trains the injector against its inverter.
+    """Trains the injector against its inverter (METHOD "Training the injector").
 
-    Batches are drawn without replacement, floor(n / batch) an epoch. Returns epochs, history (distortion, inversion,
-    inverter's loss per epoch) and seconds.
+    Batches are drawn without replacement, floor(n / batch) per epoch. Returns epochs, history ([distortion, inversion,
+    inverter's loss] per epoch) and seconds.
 
     Raises:
-        GnimeError: a loss was not finite. Stopped: Ctrl-C.
+        GnimeError: a loss or a weight is not finite.
+        Stopped: the user pressed Ctrl-C, or the time of `system.stop_after` is up.
     """
     run = Resumable(file, [task.injector, task.inverter], task.config, device)
     plain, n = run.plain, len(task.rows)
@@ -191,7 +199,7 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
 
 
 def _minmax_epoch(task: MinMaxTask, run: Resumable, parts: Sequence[Tensor], interrupt: Interrupt) -> list[float]:
-    """One epoch of steps; returns the mean of each loss."""
+    """Trains one epoch. Returns the mean of each loss over the steps."""
     device, epoch = run.device, run.plain["epoch"]
     total, finite = torch.zeros(3, device=device.torch), torch.tensor(len(parts), device=device.torch)
     shares = [_share(part, device) for part in parts]
@@ -213,12 +221,12 @@ def _minmax_epoch(task: MinMaxTask, run: Resumable, parts: Sequence[Tensor], int
 
 
 def mean_squared_error(network: nn.Module, batch: list) -> Tensor:
-    """Inverters' loss. batch: explanations or None, predictions, images."""
+    """The loss of inverters. batch: explanations (n, K, S, S) or None, predictions (n, classes), images (n, C, T, T)."""
     explanation, prediction, image = batch
     return (network(explanation, prediction).float() - image).square().mean()
 
 
 def cross_entropy(network: nn.Module, batch: list) -> Tensor:
-    """Classifiers' loss. batch: images, labels."""
+    """The loss of classifiers. batch: images (n, C, T, T) in [0, 1], labels (n,)."""
     images, labels = batch
     return nn.functional.cross_entropy(network(images).float(), labels)

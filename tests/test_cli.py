@@ -122,7 +122,7 @@ def test_bad_flags_of_one_script(scripts, tmp_path, script, flags):
 def test_a_device_that_is_not_there(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert Device(resolve("prepare", ["--gpu", "7"])).torch.type == "cpu"
-    assert capsys.readouterr().out == "no CUDA device here: --gpu 7 is not used, the CPU runs\n"
+    assert capsys.readouterr().out == "no CUDA device: --gpu 7 is ignored, the run uses the CPU\n"
     assert Device(resolve("prepare", ["--gpu", "-1"])).torch.type == "cpu"
     assert capsys.readouterr().out == ""
     with pytest.raises(UsageError, match="tf32"):

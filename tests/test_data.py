@@ -143,7 +143,7 @@ def test_labels_of_other_images_are_refused(tmp_path):
     changed[0] ^= 1
     with arrays.create(paths.images, changed.shape, "uint8", record) as writer:
         writer.write(changed)
-    with pytest.raises(GnimeError, match="labels of other images"):
+    with pytest.raises(GnimeError, match="not the labels of the images"):
         load_images(run, paths)
 
 

@@ -192,7 +192,7 @@ def test_no_such_device_runs_on_the_cpu(tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert run("prepare", tmp_path, "--gpu", 7) == 0
-    assert "no CUDA device here: --gpu 7" in capsys.readouterr().out
+    assert "no CUDA device: --gpu 7" in capsys.readouterr().out
 
 
 @pytest.fixture

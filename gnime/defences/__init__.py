@@ -1,6 +1,6 @@
-"""Defences: an explanation in, the map that the service publishes instead. A file each; `registry.DEFENCES` names them.
+"""Defences: functions from an explanation to the map that the service publishes. One file each; `registry.DEFENCES` names them.
 
-A defence is deterministic for given rows: a service that is asked twice must not send another draw.
+A defence is deterministic for given rows. With a new draw for each request, an attacker could average over the draws.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ Protect = Callable[[Tensor, Tensor, Tensor, range], Tensor]
 
 @dataclass
 class DefenceInputs:
-    """The material of defences. A defence finds here the seed and the fields that its registry entry `needs`.
+    """The inputs of a defence: the seed and the fields that its registry entry lists in `needs`. The other fields are None.
 
     Attributes:
         seed: of noise and permutation.
-        injector: the trained noise injector.
-        variance: mean squared distortion of GNIME on the test set; RND and OND distort as much.
-        frozen_inverter: an ExpMI that is trained on the defender's half.
-        class_means: (classes, K, S, S) mean explanation of the defender's images by predicted class.
-        fitted: what the registry entry's `fit` made, (explanation, prediction) -> maps.
+        injector: the trained noise injector, in evaluation mode.
+        variance: mean squared distortion of GNIME on the test set. RND and OND have the same distortion.
+        frozen_inverter: an ExpMI that was trained on the defender's half.
+        class_means: (classes, K, S, S), mean explanation of the defender's images by predicted class.
+        fitted: the module that the registry entry's `fit` made, (explanation, prediction) -> maps.
     """
 
     seed: int

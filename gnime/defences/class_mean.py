@@ -10,12 +10,18 @@ from . import DefenceInputs, Protect
 
 
 def class_mean(inputs: DefenceInputs) -> Protect:
-    """Adds nothing to the prediction about this image, so it leaks no more than the prediction and the defender's data."""
+    """The mean explanation of the predicted class. It depends on the image only through the prediction.
+
+    So it leaks no more than the prediction and the defender's data.
+    """
     return lambda explanation, prediction, image, rows: inputs.class_means[prediction.argmax(1)]
 
 
 def class_means(explanations: np.ndarray | Tensor, logits: np.ndarray | Tensor, rows: range, device: Device) -> Tensor:
-    """(classes, K, S, S): mean explanation of these rows by predicted class; of all of them where a class has none."""
+    """Mean explanation of these rows by predicted class, (classes, K, S, S). A class without rows gets the mean of all rows.
+
+    explanations: (n, K, S, S). logits: (n, classes).
+    """
     totals = torch.zeros(logits.shape[1], *explanations.shape[1:], device=device.torch)
     counts = torch.zeros(logits.shape[1], device=device.torch)
     for _, (explanation, prediction) in iter_batches([explanations, logits], rows, device.torch):

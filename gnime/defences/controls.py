@@ -1,4 +1,4 @@
-"""Rows that test the evaluation itself: no defence, fake defences that hide everything or nothing."""
+"""No defence, and controls that test the evaluation: fake defences that hide nothing, and a map that hides everything."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,17 @@ from . import DefenceInputs, Protect
 
 
 def none(inputs: DefenceInputs) -> Protect:
-    """The explanation as it is."""
+    """The explanation, unchanged."""
     return lambda explanation, prediction, image, rows: explanation
 
 
 def negative(inputs: DefenceInputs) -> Protect:
-    """1 - e: distorts much and hides nothing. A sound evaluation recovers the whole leak."""
+    """1 - e. It distorts much and hides nothing, so in a sound evaluation its residual leakage is 1."""
     return lambda explanation, prediction, image, rows: 1 - explanation
 
 
 def permutation(inputs: DefenceInputs) -> Protect:
-    """The pixels in one fixed, secret order: nothing is lost, but neighbours are apart, which a convolution relies on."""
+    """The pixels in one fixed, secret order. No information is lost, but convolutions rely on the order of pixels."""
 
     def protect(explanation: Tensor, prediction: Tensor, image: Tensor, rows: range) -> Tensor:
         pixels = explanation.flatten(2)
@@ -38,5 +38,5 @@ def mix(inputs: DefenceInputs, share: float) -> Protect:
 
 
 def blank(inputs: DefenceInputs) -> Protect:
-    """Zeros. Its attacker recovers what the paper's ExpMI recovers from the prediction alone."""
+    """Zeros. The attacker, an ExpMI, recovers the image from the prediction only."""
     return lambda explanation, prediction, image, rows: torch.zeros_like(explanation)

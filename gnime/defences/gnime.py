@@ -4,5 +4,5 @@ from . import DefenceInputs, Protect
 
 
 def gnime(inputs: DefenceInputs) -> Protect:
-    """The injector's map."""
+    """The injector's output, in [0, 1]."""
     return lambda explanation, prediction, image, rows: inputs.injector(explanation, prediction)

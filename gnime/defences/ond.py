@@ -1,4 +1,4 @@
-"""OND: adversarial noise. The paper's table has it, but no definition was found; this one is ours."""
+"""OND: adversarial noise. It is in the paper's table, but no definition of it was found. This one is ours."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from .noise import row_noise
 
 
 def ond(inputs: DefenceInputs, steps: int = 10) -> Protect:
-    """Per image, the perturbation of GNIME's distortion that hurts a frozen inverter most; not clipped.
+    """Noise with GNIME's distortion that maximises the error of a frozen inverter, per image. Not clipped to [0, 1].
 
-    Projected gradient ascent on the sphere of that distortion.
+    It is found by `steps` steps of projected gradient ascent on the sphere of that distortion (Madry et al., 2018).
     """
 
     def protect(explanation: Tensor, prediction: Tensor, image: Tensor, rows: range) -> Tensor:

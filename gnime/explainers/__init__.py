@@ -1,1 +1,1 @@
-"""Explainers: functions `(model, images) -> maps`, a file each; `registry.EXPLAINERS` names them."""
+"""Explainers: functions `(model, images) -> maps`, one file each; `registry.EXPLAINERS` names them."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .stack import apply, layers, minmax, pool_first
 
 
-@torch.inference_mode(False)  # which would record nothing to differentiate
+@torch.inference_mode(False)  # inference mode would record nothing to differentiate
 def grad(model: nn.Module, images: Tensor) -> Tensor:
     """|d s / d x| with s the largest logit, scaled to [0, 1] per image and channel.
 
@@ -17,7 +17,7 @@ def grad(model: nn.Module, images: Tensor) -> Tensor:
     """
     stack = pool_first(layers(model))
     with torch.enable_grad():
-        x = images.detach().clone().requires_grad_()  # cloned: images made in inference mode cannot be tracked
-        score = apply(stack, x).amax(1).sum()  # images do not mix: one sum, one gradient for each
+        x = images.detach().clone().requires_grad_()  # a clone, because autograd refuses tensors made in inference mode
+        score = apply(stack, x).amax(1).sum()  # an image's logits depend on no other image
         (gradient,) = torch.autograd.grad(score, x)
     return minmax(gradient)

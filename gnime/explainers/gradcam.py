@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., 2017), as the paper uses it: no ReLU on the map, absolute value instead."""
+"""Grad-CAM (Selvaraju et al., 2017) as the paper uses it, with the absolute value of the map instead of its ReLU."""
 
 import torch
 from torch import Tensor, nn
@@ -6,15 +6,15 @@ from torch import Tensor, nn
 from .stack import apply, layers, minmax, pool_first
 
 
-@torch.inference_mode(False)  # which would record nothing to differentiate
+@torch.inference_mode(False)  # inference mode would record nothing to differentiate
 def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor:
-    """Mean over channels of A times its weight, scaled to [0, 1] per image.
+    """|mean over channels of A times the channel's weight|, scaled to [0, 1] per image.
 
-    A (N, K, h, w) is the output of the last convolution, after its ReLU, before pooling; a channel's weight is the mean
-    over h, w of d s / d A, s the largest logit. `pool`: average the weights over so many successive images as well, as
-    the authors' release does with its batches; a map then depends on its neighbours.
+    A (N, K, h, w) is the output of the last convolution, after its ReLU and before pooling. A channel's weight is the mean
+    over h, w of d s / d A, with s the largest logit.
 
-    images: (N, C, H, W) in [0, 1]. Returns (N, 1, h, w) in [0, 1].
+    images: (N, C, H, W) in [0, 1]. pool: the weights are also averaged over this many successive images, as in the batches of
+    the authors' release; a map then depends on other images. Returns (N, 1, h, w) in [0, 1].
 
     Raises:
         TypeError: the model has a layer that `stack.layers` does not take.
@@ -23,7 +23,7 @@ def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor
     stack = layers(model)
     convolutions = [i for i, layer in enumerate(stack) if isinstance(layer, nn.Conv2d)]
     if not convolutions:
-        raise ValueError("Grad-CAM needs a convolution, the model has none")
+        raise ValueError("Grad-CAM needs a convolution, and the model does not have one")
     cut = convolutions[-1] + 1
     while cut < len(stack) and isinstance(stack[cut], nn.ReLU):
         cut += 1

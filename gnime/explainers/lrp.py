@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation by the z+ rule (Montavon et al., 2017, "deep Taylor"), as the paper uses it."""
+"""Layer-wise relevance propagation by the z+ rule (Montavon et al., 2017, "deep Taylor") as the paper uses it."""
 
 import torch
 import torch.nn.functional as F
@@ -9,21 +9,21 @@ from .stack import layers, minmax, unflatten
 EPS = 1e-9
 
 
-@torch.inference_mode(False)  # rare layers are unrolled by differentiating them
+@torch.inference_mode(False)  # for some layers, relevance is propagated by differentiating them
 def lrp(model: nn.Module, images: Tensor) -> Tensor:
-    """Relevance of the whole vector of logits, scaled to [0, 1] per image and channel.
+    """The relevance of the pixels for the whole vector of logits, scaled to [0, 1] per image and channel.
 
-    Dense and convolution: R_in = a * W+^T (R_out / (W+ a + eps)), W+ = max(W, 0), no bias. The first convolution does
-    the same with a replaced by ones. Max pooling is treated as average pooling. ReLU and dropout pass relevance on.
+    Dense layer and convolution: R_in = a * W+^T (R_out / (W+ a + eps)), W+ = max(W, 0), no bias. In the first convolution a
+    is replaced by ones. Max pooling is treated as average pooling. ReLU and dropout do not change the relevance.
 
     images: (N, C, H, W) in [0, 1]. Returns (N, C, H, W) in [0, 1].
 
     Raises:
         TypeError: the model has a layer that `stack.layers` does not take, a convolution padded with anything but zeros,
-            or pooling with dilation; or the images are float16, in which EPS is zero.
+            or pooling with dilation; or the images are float16, where EPS is zero.
     """
     if images.dtype == torch.float16:
-        raise TypeError("LRP needs numbers that 1e-9 can be added to; give model and images as float32")
+        raise TypeError("LRP adds 1e-9, which is zero in float16; give model and images as float32")
     stack = layers(model)
     for layer in stack:
         dilated = isinstance(layer, nn.MaxPool2d) and layer.dilation not in (1, (1, 1))
@@ -37,21 +37,24 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
             x = layer(x)
         relevance = x
         for i in range(len(stack) - 1, -1, -1):
-            # an input's values are not needed below its own layer: let them go
+            # popped, because the layers below do not need a layer's input
             relevance = _down(stack[i], inputs.pop(), relevance, first=i == first)
         return minmax(relevance, EPS)
 
 
 def _down(layer: nn.Module, a: Tensor, relevance: Tensor, first: bool) -> Tensor:
-    """Relevance of a layer's inputs `a` from the relevance of its outputs, whose memory is used up."""
+    """The relevance of a layer's input `a` from the relevance of its output. May overwrite `relevance`.
+
+    first: whether the layer is the first convolution.
+    """
     if isinstance(layer, nn.Linear):
         positive = layer.weight.clamp(min=0)
         return (relevance.div_(F.linear(a, positive).add_(EPS)) @ positive).mul_(a)
     if isinstance(layer, nn.Conv2d):
         positive = layer.weight.clamp(min=0)
-        how = layer.stride, layer.padding, layer.dilation, layer.groups
-        seen = torch.ones_like(a[:1]) if first else a  # ones: the same for every image, so once is enough
-        share = relevance.div_(F.conv2d(seen, positive, None, *how).add_(EPS))
+        geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+        inputs = torch.ones_like(a[:1]) if first else a  # one image of ones serves the whole batch
+        share = relevance.div_(F.conv2d(inputs, positive, None, *geometry).add_(EPS))
         back = _transposed(share, positive, layer, a.shape)
         return back if first else back.mul_(a)
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
@@ -62,8 +65,8 @@ def _down(layer: nn.Module, a: Tensor, relevance: Tensor, first: bool) -> Tensor
 
 
 def _transposed(share: Tensor, weight: Tensor, layer: nn.Conv2d, shape: torch.Size) -> Tensor:
-    """W^T share: the gradient of the convolution with respect to its input of this shape."""
-    if isinstance(layer.padding, str):  # "same" may pad one side more than the other
+    """W^T share, which is the gradient of the convolution with respect to its input. shape: of the input."""
+    if isinstance(layer.padding, str):  # "same" may pad the two sides differently
         with torch.enable_grad():
             x = share.new_zeros(shape, requires_grad=True)
             z = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -77,7 +80,7 @@ def _transposed(share: Tensor, weight: Tensor, layer: nn.Conv2d, shape: torch.Si
 
 
 def _down_pool(layer: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
-    """a * unpool(R / (avgpool(a) + eps)); unpooling is the gradient of average pooling, each output to its window."""
+    """a * unpool(R / (avgpool(a) + eps)). Unpooling, the gradient of average pooling, spreads an output over its window."""
     kernel, stride = layer.kernel_size, layer.stride
     if kernel == stride == 2 and layer.padding == 0 and a.shape[2] % 2 == a.shape[3] % 2 == 0:
         share = relevance.div_(F.avg_pool2d(a, 2).add_(EPS).mul_(4))

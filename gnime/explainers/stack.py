@@ -1,4 +1,4 @@
-"""A classifier as the list of its layers, and the scaling that every explanation ends with."""
+"""The layers of a classifier as a list, and the last step of every explanation, its scaling to [0, 1]."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -10,39 +10,39 @@ LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten,
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a feed-forward stack, in order: nested `nn.Sequential`s are opened, dropout is left out.
+    """The layers of a sequential network, in order. Nested `nn.Sequential`s are flattened, dropout is left out.
 
     Raises:
-        TypeError: a layer is none of `LAYERS`, or has a forward of its own; the message names it.
+        TypeError: a layer is not one of `LAYERS`, or has a forward of its own. The message names the layer.
     """
-    found: list[nn.Module] = []
+    result: list[nn.Module] = []
 
     def walk(module: nn.Module, name: str) -> None:
         if isinstance(module, (nn.Sequential, *LAYERS)) and _has_its_own_forward(module):
             raise TypeError(f"layer {name or 'model'!r} is a {type(module).__name__} with a forward of its own, which "
-                            "explainers cannot see into; build the model of PyTorch's own layers, or make an accelerated "
+                            "explainers do not know; build the model from PyTorch's own layers, or make an accelerated "
                             "network plain first")
         if isinstance(module, nn.Sequential):
             for child_name, child in module.named_children():
                 walk(child, f"{name}.{child_name}" if name else child_name)
         elif isinstance(module, LAYERS) and not getattr(module, "return_indices", False):
-            found.extend([] if isinstance(module, nn.Dropout) else [module])
+            result.extend([] if isinstance(module, nn.Dropout) else [module])
         else:
             known = ", ".join(kind.__name__ for kind in LAYERS)
             raise TypeError(f"layer {name or 'model'!r} is a {type(module).__name__}; explainers take nn.Sequential of {known}")
 
     walk(model, "")
-    return found
+    return result
 
 
 def _has_its_own_forward(module: nn.Module) -> bool:
-    """Whether it may compute something else than the PyTorch class that it derives from."""
+    """Whether the module may compute something other than the PyTorch class from which it is derived."""
     inherited = any(type(module).forward is kind.forward for kind in (nn.Sequential, *LAYERS))
     return "forward" in vars(module) or not inherited
 
 
 def pool_first(stack: Iterable[nn.Module]) -> list[nn.Module]:
-    """The stack with each ReLU after the max pooling that follows it: they commute, and ReLU has fewer values to compute."""
+    """The layers with each max pooling before the ReLU that precedes it. They commute, and ReLU then has fewer values."""
     stack = list(stack)
     for i in range(1, len(stack)):
         if isinstance(stack[i], nn.MaxPool2d) and isinstance(stack[i - 1], nn.ReLU):
@@ -60,19 +60,19 @@ def apply(stack: Iterable[nn.Module], x: Tensor) -> Tensor:
 
 
 def unflatten(shape: Sequence[int], strides: Sequence[int], values: Tensor) -> Tensor:
-    """The gradient (or relevance) of a flattening's output, shaped and laid out in memory like the flattening's input.
+    """The inverse of nn.Flatten for gradients and relevance: `values` with the shape and the strides of the layer's input.
 
-    In the flattened order it would slow down all layers below a flattening in a channels-last network.
+    With contiguous strides, the backward pass of a channels-last network would be slower.
     """
-    if 0 in strides:  # an expanded input: its values overlap in memory
+    if 0 in strides:  # the input was an expanded tensor, whose values overlap in memory
         return values.reshape(shape)
     return values.new_empty_strided(shape, strides).copy_(values.reshape(shape))
 
 
 def minmax(e: Tensor, eps: float = 0.0) -> Tensor:
-    """|e| scaled to [0, 1] over H, W, per image and per channel; a constant map becomes zeros (paper, section 2).
+    """|e| scaled to [0, 1] over H, W, per image and per channel. A constant map becomes zeros (paper, section 2).
 
-    e: (N, K, H, W), any range. eps is added to the divisor. Returns (N, K, H, W) in [0, 1].
+    e: (N, K, H, W), any range. eps: added to the divisor. Returns (N, K, H, W) in [0, 1].
     """
     e = e.abs()
     low, high = e.amin((2, 3), keepdim=True), e.amax((2, 3), keepdim=True)

@@ -1,1 +1,1 @@
-"""Metrics: pure functions of images and reconstructions (leakage), of maps (usefulness); `registry.METRICS` names them."""
+"""Metrics: pure functions of images, reconstructions, explanations and logits; `registry.METRICS` names them."""

@@ -1,4 +1,4 @@
-"""Images against their reconstructions. Pure functions; images (N, C, H, W) in [0, 1]."""
+"""Metrics of the images that an attacker recovers. Pure functions; images and reconstructions are (N, C, H, W) in [0, 1]."""
 
 import math
 
@@ -13,30 +13,34 @@ def mse(image: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def psnr(image: Tensor, reconstruction: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per image in dB, peak 1, (N,); infinite for equal images."""
+    """Peak signal-to-noise ratio per image in dB, (N,), with a peak of 1. It is infinite for equal images."""
     return -10 * torch.log10(mse(image, reconstruction))
 
 
 def ssim(image: Tensor, reconstruction: Tensor) -> Tensor:
-    """Structural similarity per image, (N,): 11x11 Gaussian window of sigma 1.5, valid windows only, mean over channels.
+    """Structural similarity per image, (N,), at most 1 (Wang et al., 2004).
 
-    What `tf.image.ssim` computes. Sides of at least 11 pixels.
+    11x11 Gaussian window of sigma 1.5, valid windows only, mean over channels, as in `tf.image.ssim`. The sides of the images
+    are at least 11 pixels.
     """
     return _ssim(image, reconstruction, data_range=1.0, size_average=False)
 
 
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """1.0 where the largest logit is the label's, (N,). Its mean is the reclassification accuracy, or TCA."""
+    """1.0 where the largest logit is that of the label, otherwise 0.0, (N,). logits (N, classes), labels (N,).
+
+    The mean is the reclassification accuracy (victim) or TCA (evaluation classifier).
+    """
     return (logits.argmax(1) == labels).float()
 
 
 def squared_distance(one: Tensor, other: Tensor) -> Tensor:
-    """Squared Euclidean distance per row, (N,) float64."""
+    """Squared Euclidean distance of each row, (N,) float64. one, other: (N, ...) of the same shape."""
     return (one.double() - other.double()).square().flatten(1).sum(1)
 
 
 def deepsim(features_image: Tensor, features_reconstruction: Tensor) -> float:
-    """DeePSiM = exp(-||F(r) - F(x)||_F / N) over (N, F) features; compare it only at equal N."""
+    """DeePSiM = exp(-||F(r) - F(x)||_F / N) in (0, 1], of features (N, F). Compare it only at equal N."""
     return deepsim_of(squared_distance(features_reconstruction, features_image).sum().item(), len(features_image))
 
 
@@ -46,15 +50,16 @@ def deepsim_of(squared: float, n: int) -> float:
 
 
 def residual_leakage(row: float, predmi: float, expmi: float) -> float | None:
-    """(row - predmi) / (expmi - predmi), in MSE: the share of the explanation's leak that is left, 1 undefended, 0 none.
+    """(row - predmi) / (expmi - predmi), of mean squared errors: the share of the explanation's leak that a defence leaves.
 
-    None where the undefended attacker is no better than PredMI: then no leak was found.
+    1 is the leak of the undefended explanation, 0 that of the prediction. None if the undefended attacker's error is not
+    below PredMI's, because then the explanation does not leak.
     """
     return (predmi - row) / (predmi - expmi) if expmi < predmi else None
 
 
 def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 1000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` (N,)."""
+    """Percentile bootstrap interval (low, high) of the mean of `values` (N,)."""
     (means,) = _resampled_means([values], seed, draws)
     return _interval(means, level)
 

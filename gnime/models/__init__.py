@@ -1,1 +1,1 @@
-"""The paper's networks: victim and evaluation classifier, inverters, noise injector."""
+"""The networks of the paper: classifier, inverters and noise injector."""

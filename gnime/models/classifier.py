@@ -1,4 +1,4 @@
-"""Victim and evaluation classifier: one architecture (paper, appendix; METHOD "Classifiers")."""
+"""The classifier, of which victim and evaluation classifier are two instances (paper, appendix; METHOD "Classifiers")."""
 
 from collections import OrderedDict
 
@@ -8,18 +8,18 @@ from .inversion import initialise
 
 
 class Classifier(nn.Sequential):
-    """Convolutions 3x3 with ReLU, each followed by 2x2 max pooling; two dense layers; logits.
+    """3x3 convolutions with ReLU, each followed by 2x2 max pooling, then two dense layers.
 
-    The forward pass is nn.Sequential's: images (N, channels, size, size) in [0, 1] -> logits (N, classes).
+    The forward pass is that of nn.Sequential: images (N, channels, size, size) in [0, 1] -> logits (N, classes).
 
     Args:
-        image: channels and size of the images.
+        image: (channels, size) of the images.
         classes: number of logits.
-        convs: channels of each convolution.
+        convs: output channels of each convolution.
         hidden: units of the first dense layer.
-        dropout: probability before each dense layer; 0 builds none.
-        features: the layer that DeePSiM compares, "pool" (the flattened last pooling) or "hidden" (the dense layer after
-            ReLU).
+        dropout: probability of dropout before each dense layer; with 0 there are no dropout layers.
+        features: the layer that DeePSiM compares, "pool" (the flattened last pooling) or "hidden" (the first dense layer after
+            its ReLU).
     """
 
     def __init__(self, image: tuple[int, int], classes: int, convs: tuple[int, ...], hidden: int, dropout: float = 0.0,
@@ -42,7 +42,7 @@ class Classifier(nn.Sequential):
         initialise(self)
 
     def features(self, images: Tensor) -> Tensor:
-        """The layer that DeePSiM compares. Call in evaluation mode.
+        """The output of the layer that DeePSiM compares. The network must be in evaluation mode.
 
         images: (N, channels, size, size) in [0, 1]. Returns (N, F), F = flat or hidden, values of at least 0.
         """

@@ -10,13 +10,13 @@ from .inversion import ExpMI
 
 
 class Injector(nn.Module):
-    """Explanation in, protected explanation out: e' = clip(N((e - m) / d, y) * d + m, 0, 1).
+    """The noise injector. It maps an explanation e to the protected one, e' = clip(N((e - m) / d, y) * d + m, 0, 1).
 
     Args:
-        channels, size: of the explanation, (channels, size, size), values in [0, 1].
-        classes: length of the prediction (logits).
-        width: of N, an ExpMI from explanation to explanation.
-        mean, std: m and d, scalars of the defender's explanations.
+        channels, size: an explanation is (channels, size, size), values in [0, 1].
+        classes: number of logits of a prediction.
+        width: of N, an ExpMI whose output has the explanation's shape.
+        mean, std: m and d, mean and standard deviation of the defender's explanations, scalars; std is not 0.
     """
 
     def __init__(self, channels: int, size: int, classes: int, width: int = 2048, mean: float = 0.0, std: float = 1.0):
@@ -40,7 +40,7 @@ class Injector(nn.Module):
 
 @dataclass
 class Losses:
-    """Scalars of one step: D, V and the inverter's loss V + C, C the inversion loss of clean explanations."""
+    """The losses of one step, scalars: D, V and the inverter's loss V + C. C is the inversion loss of clean explanations."""
 
     distortion: Tensor
     inversion: Tensor
@@ -49,16 +49,16 @@ class Losses:
 
 def two_player_step(injector: Injector, inverter: nn.Module, batch: Sequence[Tensor], inversion_weight: float,
                     official: bool = False, share: float = 1.0) -> Losses:
-    """Adds to `.grad`: of the inverter, the gradient of V + C; of the injector, the gradient of D - inversion_weight * V.
+    """Adds to `.grad`: in the inverter the gradient of V + C, in the injector that of D - inversion_weight * V.
 
-    One backward pass through the inverter serves both players. It leaves dV/de' on the protected explanation; the
-    injector's backward pass starts from there, with the sign changed.
+    One backward pass through the inverter is enough. It also computes dV/de', the gradient at the protected explanation, and
+    the injector's backward pass starts from -inversion_weight * dV/de'.
 
     Args:
         batch: explanation (N, K, S, S) in [0, 1], prediction (N, classes) logits, image (N, C, T, T) in [0, 1].
         inversion_weight: a in METHOD.
-        official: the clean explanation enters the inverter standardised, as in the authors' release.
-        share: factor on every gradient, for a batch that is part of a larger one.
+        official: whether the clean explanation enters the inverter standardised, as in the authors' release.
+        share: factor of all gradients: the batch's share of the batch of all processes.
     """
     explanation, prediction, image = batch
     clean_std = injector.standardise(explanation)  # z (N, K, S, S)
@@ -66,12 +66,12 @@ def two_player_step(injector: Injector, inverter: nn.Module, batch: Sequence[Ten
     protected = injector.destandardise(protected_std)  # e' (N, K, S, S)
     distortion = (protected_std - clean_std).square().mean()  # D
 
-    seen = protected.detach().requires_grad_()
+    detached = protected.detach().requires_grad_()
     clean = clean_std if official else explanation
-    inverted = inverter(torch.cat([seen, clean]), torch.cat([prediction, prediction])).float()  # (2 N, C, T, T)
+    inverted = inverter(torch.cat([detached, clean]), torch.cat([prediction, prediction])).float()  # (2 N, C, T, T)
     of_protected, of_clean = inverted.chunk(2)  # (N, C, T, T) each
     inversion = (of_protected - image).square().mean()  # V
     inverter_loss = inversion + (of_clean - image).square().mean()  # V + C
-    (inverter_loss * share).backward()  # C does not depend on e', so seen.grad is dV/de'
-    torch.autograd.backward([distortion * share, protected], [None, -inversion_weight * seen.grad])
+    (inverter_loss * share).backward()  # C does not depend on e', so detached.grad is dV/de'
+    torch.autograd.backward([distortion * share, protected], [None, -inversion_weight * detached.grad])
     return Losses(distortion.detach(), inversion.detach(), inverter_loss.detach())

@@ -1,4 +1,4 @@
-"""PredMI and ExpMI: the networks that reconstruct an image from a prediction and an explanation (Zhao et al., ICCV 2021)."""
+"""Inverters: networks that reconstruct an image from a prediction and an explanation (Zhao et al., ICCV 2021)."""
 
 from collections.abc import Iterable
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def sides(first: int, last: int) -> list[int]:
-    """The powers of two from `first` to `last`, both included, none below 4: sides(4, 16) is [4, 8, 16]."""
+    """The powers of two from `first` to `last`, both included, but none below 4. For example, sides(2, 16) is [4, 8, 16]."""
     return [side for k in range(2, 16) if first <= (side := 2**k) <= last]
 
 
 def initialise(network: nn.Module) -> None:
-    """Glorot-uniform weights, zero biases (METHOD "Inversion networks")."""
+    """Sets Glorot-uniform weights and zero biases, in place (METHOD "Inversion networks")."""
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(layer.weight)
@@ -21,10 +21,10 @@ def initialise(network: nn.Module) -> None:
 
 
 class Encoder(nn.ModuleList):
-    """Convolutions 3x3, each followed by ReLU and 2x2 max pooling."""
+    """3x3 convolutions, each followed by ReLU and 2x2 max pooling."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """x (N, C, S, S). Returns the last pooling (N, C', 2, 2), and the map before each pooling: the skips, largest first."""
+        """x (N, C, S, S). Returns the last pooling (N, C', 2, 2), and the skips: the map before each pooling, largest first."""
         skips = []
         for layer in self:
             x = F.relu(layer(x))  # (N, w/k, k, k)
@@ -34,8 +34,8 @@ class Encoder(nn.ModuleList):
 
 
 class Decoder(nn.ModuleList):
-    """Convolutions 3x3, each after nearest upsampling (x4 the first time, then x2) and, where there is one, a skip's
-    concatenation. ReLU follows each but the last."""
+    """3x3 convolutions. Before each one comes nearest upsampling (x4 first, then x2) and, if there is one, the concatenation
+    of a skip; after each one but the last comes ReLU."""
 
     def forward(self, x: Tensor, skips: Iterable[Tensor] = ()) -> Tensor:
         """x (N, C, 1, 1); skips (N, C', k, k), largest first, the last with k = 4. Returns (N, channels, T, T), linear."""
@@ -49,12 +49,12 @@ class Decoder(nn.ModuleList):
 
 
 class PredMI(nn.Module):
-    """Image from the prediction alone.
+    """Reconstructs the image from the prediction only.
 
     Args:
-        classes: length of the prediction (logits).
-        channels, size: of the image, (channels, size, size); size a power of two of at least 16.
-        width: 2048 in the paper; the convolution at side k has 2 * width / k channels.
+        classes: number of logits of a prediction.
+        channels, size: an image is (channels, size, size); size is a power of two of at least 16.
+        width: 2048 in the paper; the convolution at side k has 2 * width / k output channels, the last one `channels`.
     """
 
     def __init__(self, classes: int, channels: int, size: int, width: int = 2048):
@@ -75,13 +75,14 @@ class PredMI(nn.Module):
 
 
 class ExpMI(nn.Module):
-    """Image from explanation and prediction: a U-Net whose bottleneck sees the prediction.
+    """Reconstructs the image from explanation and prediction: a U-Net with the prediction as an input of its bottleneck.
 
     Args:
-        explanation_channels, explanation_size: of the explanation, (channels, side, side); side a power of two >= 4.
-        classes: length of the prediction (logits).
-        channels, size: of the image; size a power of two, at least the explanation's side.
-        width: 2048 in the paper; encoder width / k, decoder width / 2k channels at side k.
+        explanation_channels, explanation_size: an explanation is (explanation_channels, explanation_size, explanation_size);
+            explanation_size is a power of two of at least 4.
+        classes: number of logits of a prediction.
+        channels, size: an image is (channels, size, size); size is a power of two, at least explanation_size.
+        width: 2048 in the paper; at side k, the encoder's convolution has width / k output channels, the decoder's width / 2k.
     """
 
     def __init__(self, explanation_channels: int, explanation_size: int, classes: int, channels: int, size: int,
@@ -111,10 +112,10 @@ class ExpMI(nn.Module):
 
 
 class DenseExpMI(ExpMI):
-    """ExpMI behind a dense layer from every pixel to every pixel, one for all channels.
+    """ExpMI after a dense layer from all pixels to all pixels, the same for each channel. Ours, not the paper's.
 
-    A convolution cannot undo a permutation of the pixels, although it is invertible; this dense layer can. Ours, not the
-    paper's. Arguments as ExpMI's.
+    A convolution cannot undo a permutation of the pixels, although it is invertible. This dense layer can. The arguments are
+    those of ExpMI.
     """
 
     def __init__(self, explanation_channels: int, explanation_size: int, *rest: int, **named: int):
@@ -123,19 +124,19 @@ class DenseExpMI(ExpMI):
         initialise(self.front)
 
     def forward(self, explanation: Tensor, prediction: Tensor) -> Tensor:
-        """Shapes as ExpMI's."""
+        """Shapes as in `ExpMI.forward`."""
         sorted_pixels = self.front(explanation.flatten(2)).view(explanation.shape)  # (N, K, S, S)
         return super().forward(sorted_pixels, prediction)
 
 
 class CentredExpMI(ExpMI):
-    """ExpMI that subtracts the explanations' mean from its input. Ours, not the paper's.
+    """ExpMI that subtracts the mean of the explanations from its input. Ours, not the paper's.
 
-    The paper's attacker takes explanations as they are, and learns slowly where most of their values are far from zero.
-    `1 - e` then looks like a defence. For this attacker `1 - e` is e with its sign changed.
+    ExpMI learns slowly if most values of its input are far from zero, so `1 - e` looks like a defence. With the mean
+    subtracted, `1 - e` is e with its sign changed.
 
     Args:
-        mean: scalar, of the explanations it is trained on; other arguments as ExpMI's.
+        mean: of all values of the explanations in training, a scalar. The other arguments are those of ExpMI.
     """
 
     def __init__(self, *shapes: int, mean: float = 0.0, **named: int):
@@ -143,5 +144,5 @@ class CentredExpMI(ExpMI):
         self.register_buffer("mean", torch.tensor(float(mean)))
 
     def forward(self, explanation: Tensor, prediction: Tensor) -> Tensor:
-        """Shapes as ExpMI's."""
+        """Shapes as in `ExpMI.forward`."""
         return super().forward(explanation - self.mean, prediction)

@@ -1,4 +1,4 @@
-"""The classifier by the fast formulations, for its training."""
+"""The classifier with fast formulations, for its training."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from .convolution import conv
 
 
 class FastClassifier(Classifier):
-    """Computes what `Classifier` computes. Max pooling comes before ReLU: they commute, and a quarter of the values is left."""
+    """Equals `Classifier`. Max pooling comes before ReLU, because they commute and ReLU then has a quarter of the values."""
 
     def forward(self, images: Tensor) -> Tensor:
         """images (N, channels, size, size) in [0, 1] -> logits (N, classes)."""
@@ -19,7 +19,7 @@ class FastClassifier(Classifier):
         for convolution, relu, pool in zip(*(layers[i:end:3] for i in range(3)), strict=True):
             x = relu(pool(conv(x, convolution.weight, convolution.bias)))  # (N, C, T/2, T/2)
         if x.requires_grad and x.is_contiguous(memory_format=torch.channels_last):
-            # The gradient of a flattening is contiguous. All layers below would be slower in that order.
+            # The gradient of nn.Flatten is contiguous. In that order the backward pass of the convolutions would be slower.
             x.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
         for layer in layers[end:]:
             x = layer(x)

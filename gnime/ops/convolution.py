@@ -1,4 +1,4 @@
-"""A 3x3 convolution by the formulation that is fastest for its shape and device."""
+"""A 3x3 convolution, computed by the formulation that is fastest for its shape and device."""
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,14 @@ from .sizes import THIN
 from .thin import ThinConv
 from .winograd import Winograd
 
-WIDE = 1 << 13  # inputs times outputs from which Winograd's transforms of maps cost less than the products they save
-MANY = 64  # 4x4 tiles from which his transforms of weights do
+WIDE = 1 << 13  # input channels times output channels; from here on, Winograd's algorithm saves more than its transforms cost
+MANY = 64  # 4x4 tiles; from here on, the transform of the weights costs little
 
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """conv2d(x, weight, bias, padding=1). x (N, I, H, W), weight (O, I, 3, 3) -> (N, O, H, W).
+    """conv2d(x, weight, bias, padding=1). x (N, I, H, W), weight (O, I, 3, 3), bias (O,) or None -> (N, O, H, W).
 
-    On a GPU, and under autocast, the library's kernels are the fastest.
+    The library's kernels are the fastest on a GPU and under autocast.
     """
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return F.conv2d(x, weight, bias, padding=1)

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the inverters, by the fast formulations."""
+"""Encoder and decoder of the inverters with fast formulations."""
 
 from collections.abc import Iterable
 
@@ -12,10 +12,10 @@ from .upsampling import spread_conv, upsample_conv
 
 
 class FastEncoder(Encoder):
-    """Computes what `Encoder` computes."""
+    """Equals `Encoder`."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Shapes as `Encoder.forward`'s."""
+        """As `Encoder.forward`."""
         skips = []
         for layer in self:
             skip, x = relu_and_pool(conv(x, layer.weight, layer.bias))  # (N, w/k, k, k), (N, w/k, k/2, k/2)
@@ -24,10 +24,10 @@ class FastEncoder(Encoder):
 
 
 class FastDecoder(Decoder):
-    """Computes what `Decoder` computes, without the upsampled maps and without concatenation."""
+    """Equals `Decoder`. Upsampled maps and concatenations are not computed."""
 
     def forward(self, x: Tensor, skips: Iterable[Tensor] = ()) -> Tensor:
-        """Shapes as `Decoder.forward`'s."""
+        """As `Decoder.forward`."""
         skips = list(skips)
         for i, layer in enumerate(self):
             x = _upsample_merge_conv(layer, x, skips.pop() if skips else None)  # (N, w/2k, k, k)
@@ -38,10 +38,10 @@ class FastDecoder(Decoder):
 def _upsample_merge_conv(layer: nn.Conv2d, x: Tensor, skip: Tensor | None) -> Tensor:
     """layer(cat[nearest upsampling of x, skip]). x (N, C, k/2, k/2), or (N, C, 1, 1) for k = 4; skip (N, C', k, k).
 
-    A convolution is linear: its weight splits into the part for x and the part for the skip, and the two results are added.
+    A convolution is linear in its input channels, so the results for x and for the skip are computed apart and added.
     """
-    grow = spread_conv if x.shape[2] == 1 else upsample_conv
+    upsample = spread_conv if x.shape[2] == 1 else upsample_conv
     if skip is None:
-        return grow(x, layer.weight, layer.bias)
+        return upsample(x, layer.weight, layer.bias)
     for_x, for_skip = layer.weight.split([x.shape[1], skip.shape[1]], 1)
-    return conv(skip, for_skip).add_(grow(x, for_x, layer.bias))
+    return conv(skip, for_skip).add_(upsample(x, for_x, layer.bias))

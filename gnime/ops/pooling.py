@@ -1,4 +1,4 @@
-"""ReLU and 2x2 max pooling of one map, both of them wanted."""
+"""ReLU and its 2x2 max pooling, where both results are needed."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from .sizes import CACHED
 
 
 def relu_and_pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """relu(x) and max_pool2d(relu(x), 2). x (N, C, H, W), overwritten -> (N, C, H, W), (N, C, H/2, W/2)."""
+    """relu(x) and max_pool2d(relu(x), 2). x (N, C, H, W) -> (N, C, H, W), (N, C, H/2, W/2). Overwrites x."""
     if x.requires_grad and x.device.type == "cpu":
         return ReluAndPool.apply(x)
     x = F.relu(x, inplace=True)
@@ -19,8 +19,8 @@ def relu_and_pool(x: Tensor) -> tuple[Tensor, Tensor]:
 class ReluAndPool(torch.autograd.Function):
     """`relu_and_pool` with a faster backward pass.
 
-    The gradients of pooling, of the sum of both outputs' gradients, and of ReLU are computed for a few images at a time, in
-    cache. One after the other, each would write and read the whole map.
+    It takes three passes over a map: the gradient of pooling, the sum of both outputs' gradients, the gradient of ReLU. They
+    are done for a few images at a time, so that the map stays in cache between them.
     """
 
     @staticmethod

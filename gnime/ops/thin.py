@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 class ThinConv(torch.autograd.Function):
     """conv2d(x, weight, padding=1) as a matrix product with all nine taps, then a sum of the overlapping results.
 
-    x (N, I, H, W), weight (O, I, 3, 3) -> (N, O, H, W). The sum is `F.fold`, which spreads each pixel over its neighbours.
-    A convolution gathers from them instead, so the taps are flipped.
+    x (N, I, H, W), weight (O, I, 3, 3) -> (N, O, H, W). `F.fold` computes the sum: it adds the products of each pixel to the
+    neighbours of that pixel. A convolution sums over the neighbours instead, so the taps are flipped.
     """
 
     @staticmethod
@@ -31,7 +31,7 @@ class ThinConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = (dproducts @ flipped).view(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)  # (N, I, H, W)
         if ctx.needs_input_grad[1]:
-            # Autograd would compute the transpose of this product, which takes many times as long.
+            # Autograd would compute the transposed product, which takes many times as long.
             dflipped = dproducts.T @ x.permute(0, 2, 3, 1).flatten(0, 2)  # (O * 9, I)
             dweight = dflipped.view(dy.shape[1], 3, 3, x.shape[1]).permute(0, 3, 1, 2).flip(2, 3)  # (O, I, 3, 3)
         return dx, dweight

@@ -1,6 +1,6 @@
-"""Nearest upsampling followed by a 3x3 convolution, in one.
+"""Nearest upsampling followed by a 3x3 convolution, in one operation.
 
-The pixels of an upsampled map are copies, so the plain pair computes most of its products several times.
+The pixels of an upsampled map are copies, so the two plain operations compute most products several times.
 """
 
 from collections.abc import Iterator
@@ -14,21 +14,22 @@ from .sizes import CACHED, THIN
 
 
 def spread_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """conv2d(nearest x4 of x, weight, bias, padding=1). x (N, I, 1, 1), weight (O, I, 3, 3) -> (N, O, 4, 4).
+    """conv2d(nearest x4 of x, weight, bias, padding=1). x (N, I, 1, 1), weight (O, I, 3, 3), bias (O,) -> (N, O, 4, 4).
 
-    All 16 pixels are equal, so nine products are enough: one for each tap. An output adds up the taps that lie inside the map.
+    All 16 pixels of the upsampled map are equal, so one product per tap is enough. An output pixel is the sum over the taps
+    that lie inside the map.
     """
     products = F.linear(x.flatten(1), _taps(weight)).unflatten(1, (9, -1))  # (N, 9, O)
-    place = torch.arange(4, device=x.device)[:, None] + torch.arange(3, device=x.device)  # (4, 3): row of output + tap
-    inside = ((place > 0) & (place < 5)).to(products.dtype)  # (4, 3)
+    position = torch.arange(4, device=x.device)[:, None] + torch.arange(3, device=x.device)  # (4, 3), in the padded map
+    inside = ((position > 0) & (position < 5)).to(products.dtype)  # (4, 3)
     summed = torch.kron(inside, inside) @ products  # (N, 16, O)
     return (summed + bias.to(summed.dtype)).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """conv2d(nearest x2 of x, weight, bias, padding=1). x (N, I, H, W), weight (O, I, 3, 3) -> (N, O, 2H, 2W).
+    """conv2d(nearest x2 of x, weight, bias, padding=1). x (N, I, H, W), weight (O, I, 3, 3), bias (O,) -> (N, O, 2H, 2W).
 
-    Nine products a pixel on a CPU. On a GPU, and with few output channels, the library's kernel with 16 is faster.
+    On a CPU it takes nine products per pixel of x. On a GPU, and with few output channels, `folded_conv` with its 16 is faster.
     """
     if x.device.type != "cpu" or len(weight) < THIN:
         return folded_conv(x, weight, bias)
@@ -36,9 +37,9 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def folded_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`upsample_conv` as one transposed 4x4 convolution of stride 2: 16 products a pixel instead of 36.
+    """`upsample_conv` as one transposed 4x4 convolution of stride 2: 16 products per pixel of x instead of 36.
 
-    Taps that meet copies of the same pixel are added up beforehand.
+    Taps that would be multiplied with copies of the same pixel are added first.
     """
     for axis in (2, 3):
         first, second, third = weight.unbind(axis)
@@ -52,10 +53,10 @@ def _taps(weight: Tensor) -> Tensor:
 
 
 class TapProducts(torch.autograd.Function):
-    """`upsample_conv` as one matrix product with the nine taps, then additions.
+    """`upsample_conv` as one matrix product with the nine taps, followed by additions.
 
     x (N, I, H, W), taps (9 * O, I), bias (O,) -> (N, O, 2H, 2W), channels last. Along an axis, let u, v, w be the products of
-    a pixel with the three taps: output 2i is u[i-1] + v[i] + w[i], output 2i + 1 is u[i] + v[i] + w[i+1]. A few images are
+    a pixel with the three taps. Output 2i is u[i-1] + v[i] + w[i], output 2i + 1 is u[i] + v[i] + w[i+1]. A few images are
     computed at a time, so that the products stay in cache.
     """
 
@@ -98,7 +99,7 @@ class TapProducts(torch.autograd.Function):
 def _images(taps: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Each map (N, C, H, W) as parts (k, H, W, C), with k such that the products of a part fit the cache.
 
-    A part has at least 2 * I pixels, so that adding its gradient of the taps to the sum costs little.
+    A part has at least 2 * I pixels, so that summing the parts' gradients of the taps costs little.
     """
     _, inputs, h, w = maps[0].shape
     pixels = max(CACHED // len(taps), 2 * inputs)
@@ -106,7 +107,7 @@ def _images(taps: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _add_up(products: tuple[Tensor, ...], outputs: tuple[Tensor, ...], axis: int) -> None:
-    """The sums of `TapProducts` along an axis. products: u, v, w; outputs, written: even, odd."""
+    """The sums of `TapProducts` along an axis. products: u, v, w. outputs: even and odd pixels, overwritten."""
     (u, v, w), (even, odd), rest = products, outputs, products[0].shape[axis] - 1
     torch.add(v, w, out=even)
     even.narrow(axis, 1, rest).add_(u.narrow(axis, 0, rest))
@@ -115,7 +116,7 @@ def _add_up(products: tuple[Tensor, ...], outputs: tuple[Tensor, ...], axis: int
 
 
 def _add_up_backward(outputs: tuple[Tensor, ...], products: tuple[Tensor, ...], axis: int) -> None:
-    """The transpose of `_add_up`: gradients of even, odd -> gradients of u, v, w, written."""
+    """The transpose of `_add_up`. outputs: gradients of even and odd pixels. products: those of u, v, w, overwritten."""
     (even, odd), (u, v, w), rest = outputs, products, outputs[0].shape[axis] - 1
     torch.add(even, odd, out=v)
     u.copy_(odd).narrow(axis, 0, rest).add_(even.narrow(axis, 1, rest))

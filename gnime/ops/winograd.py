@@ -8,20 +8,21 @@ from torch.autograd.function import once_differentiable
 
 from .sizes import CACHED
 
-TILES = 256  # 4x4 tiles per matrix product: few enough to save memory, many enough for a high rate
-# The six points are 0, +-POINT, +-2 POINT and infinity. The usual POINT = 1 would double the rounding error, and make it five
-# times as large at worst. The transforms below use POINT**4 = 1/4.
+TILES = 256  # 4x4 tiles per matrix product: few enough for little memory, many enough for a high rate
+# The six points are 0, +-POINT, +-2 POINT and infinity. With the usual POINT = 1 the rounding error would be twice as large,
+# and five times in the worst case. The transforms below use POINT**4 = 1/4.
 POINT = 0.5**0.5
 
 
 class Winograd(torch.autograd.Function):
-    """conv2d(x, weight, bias, padding=1) with a quarter of the multiplications, forward and backward.
+    """conv2d(x, weight, bias, padding=1) with a quarter of the multiplications, in the forward and the backward pass.
 
     x (N, I, H, W), H and W multiples of 4; weight (O, I, 3, 3); bias (O,) or None -> (N, O, H, W), channels last.
 
     This is F(4x4, 3x3) of Winograd (1980) and of Lavin and Gray (2016). Along one axis, four outputs depend on three taps and
     six inputs. Read both as polynomials: evaluate them at six points, multiply, interpolate. Evaluation and interpolation are
-    linear, so the backward pass uses their transposes. Where the direct sum gives exactly zero, this gives zero up to rounding.
+    linear, so the backward pass uses their transposes. An output that is exactly zero by the direct sum is zero up to rounding
+    here.
     """
 
     @staticmethod
@@ -47,7 +48,7 @@ class Winograd(torch.autograd.Function):
         dtaps = torch.empty_like(taps) if ctx.needs_input_grad[1] else None
         for i, (part, dout, dpart) in enumerate(_tiles(x, dy, x if dx is None else dx)):
             dvalues = _to_points(dout, _points_to_outputs_transposed)  # (36, k * H/4 * W/4, O)
-            if dtaps is not None:  # the first part overwrites what the memory held
+            if dtaps is not None:  # the first part overwrites dtaps, the others add to it
                 dtaps.baddbmm_(dvalues.transpose(1, 2), _to_points(part, _inputs_to_points), beta=min(i, 1))
             if dx is not None:
                 _from_points(dvalues @ taps, dpart, _inputs_to_points_transposed)
@@ -63,9 +64,9 @@ def _tiles(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _taps_to_points(like: Tensor) -> Tensor:
-    """The matrix (36, 9) that evaluates the polynomial of 3x3 taps at the points of both axes.
+    """The matrix (36, 9) that evaluates the polynomial of the 3x3 taps at the points of both axes. dtype and device of `like`.
 
-    Each value is divided by the product of its point's distances from the other points, the factor of Lagrange interpolation.
+    Each row is divided by the product of its point's differences from the other points, as Lagrange interpolation needs it.
     """
     rows = [[1.0, 0.0, 0.0]]
     for point, distances in ((POINT, -1.5), (2 * POINT, 6.0)):
@@ -86,7 +87,7 @@ def _to_points(maps: Tensor, one_axis: Callable) -> Tensor:
 
 
 def _from_points(values: Tensor, maps: Tensor, one_axis: Callable) -> None:
-    """values (36, k * H/4 * W/4, C) -> maps (k, H, W, C), written: `one_axis` applied along W, then along H."""
+    """values (36, k * H/4 * W/4, C) -> maps (k, H, W, C), overwritten: `one_axis` applied along W, then along H."""
     k, h, w, c = maps.shape
     for out, part in _in_cache(maps, values.view(6, 6, k, h // 4, w // 4, c)):
         rows = maps.new_empty(6, len(out), h // 4, w, c)
@@ -100,13 +101,13 @@ def _in_cache(maps: Tensor, values: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(maps.split(few), values.split(few, 2), strict=True)
 
 
-# The four transforms along one axis, each written out. `pixels` are the four pixels of every tile, `values` the six values at
-# 0, POINT, -POINT, 2 POINT, -2 POINT, infinity. The second argument is written.
+# The four transforms along one axis. `pixels` are the four pixels of every tile, `values` the six values at 0, POINT, -POINT,
+# 2 POINT, -2 POINT, infinity. Each transform overwrites its second argument.
 Parts = tuple[Tensor, ...]
 
 
 def _inputs_to_points(pixels: Parts, values: Parts, axis: int) -> None:
-    """A tile's six inputs are its four pixels and one of each neighbour, zero beyond the map's edge."""
+    """A tile's six inputs are its four pixels and one pixel of each neighbouring tile, zero outside the map."""
     (x1, x2, x3, x4), rest = pixels, pixels[0].shape[axis] - 1
     for point, plus, minus in ((POINT, *values[1:3]), (2 * POINT, *values[3:5])):
         even, odd = torch.sub(x4, x2, alpha=1 / point**2), torch.sub(x3, x1, alpha=1 / point**2)
