@@ -18,7 +18,7 @@ from common import Report, options
 from torch.utils.flop_counter import FlopCounterMode
 
 from gnime.batches import AT_ONCE, cache_on_device, channels_last
-from gnime.config import Run, target
+from gnime.config import Run, Target, target
 from gnime.device import Device, full_fp32
 from gnime.networks import build, classifier_spec, injector_spec, inverter_spec
 from gnime.ops import accelerate
@@ -26,12 +26,12 @@ from gnime.registry import EXPLAINERS
 from gnime.resuming import StateFile
 from gnime.training import MinMaxTask, TrainingTask, cross_entropy, fit, fit_minmax, mean_squared_error
 
-SHAPE, CLASSES = (1, 32), 10
+MNIST, CLASSES = target("mnist"), 10
 EPOCHS = 5  # the first does not count: kernels are chosen in it
 
 
 def open_device(gpu: int, precision: str, deterministic: bool = False) -> Device:
-    run = Run("train", target("mnist"), "lrp", Path(), Path(), gpu=gpu, precision=precision, deterministic=deterministic)
+    run = Run("train", MNIST, "lrp", Path(), Path(), gpu=gpu, precision=precision, deterministic=deterministic)
     return Device(run)
 
 
@@ -100,19 +100,19 @@ class Training:
         return counter.get_total_flops() * self.images / self.batch
 
 
-def trainings(device: Device, n: int, most: int) -> dict[str, Training]:
+def trainings(device: Device, n: int, most: int, sizes: Target = MNIST) -> dict[str, Training]:
     """The trainings by name, on n rows in batches of `most` at most."""
-    mnist = target("mnist")
-    pictures = torch.randint(0, 256, (n, 1, 32, 32), dtype=torch.uint8)
-    arrays = pictures, torch.rand(n, 1, 32, 32), torch.randn(n, CLASSES), torch.randint(0, CLASSES, (n,))
+    shape = sizes.channels, sizes.size
+    pictures = torch.randint(0, 256, (n, shape[0], shape[1], shape[1]), dtype=torch.uint8)
+    arrays = pictures, torch.rand(pictures.shape), torch.randn(n, CLASSES), torch.randint(0, CLASSES, (n,))
     images, explanations, logits, labels = (cache_on_device(array.numpy(), device.torch) for array in arrays)
 
     def config(kind, epochs=1):
-        chosen = getattr(mnist, kind)
+        chosen = getattr(sizes, kind)
         return replace(chosen, epochs=epochs, batch_size=min(most, chosen.batch_size, n))
 
     def injector(epochs, rows, clock):
-        specs = injector_spec(mnist, SHAPE, CLASSES, 0.5, 0.3), inverter_spec("expmi", mnist, SHAPE, CLASSES)
+        specs = injector_spec(sizes, shape, CLASSES, 0.5, 0.3), inverter_spec("expmi", sizes, shape, CLASSES)
         networks = [accelerate(build(spec)) for spec in specs]
         sources = [explanations, logits, images]
         task = MinMaxTask(*networks, config("injector", epochs), sources, range(rows), 100.0, 0, 1, clock)
@@ -127,7 +127,7 @@ def trainings(device: Device, n: int, most: int) -> dict[str, Training]:
                 fit(task, StateFile(Path(folder) / "state.pt", Path(folder), {}), device)
         return train
 
-    predmi, expmi = (inverter_spec(kind, mnist, SHAPE, CLASSES) for kind in ("predmi", "expmi"))
+    predmi, expmi = (inverter_spec(kind, sizes, shape, CLASSES) for kind in ("predmi", "expmi"))
     batch = {kind: config(kind).batch_size for kind in ("injector", "inverter", "classifier")}
     return {
         "injector": Training(n, n // batch["injector"] * batch["injector"], batch["injector"], injector),
@@ -135,7 +135,7 @@ def trainings(device: Device, n: int, most: int) -> dict[str, Training]:
                           supervised(expmi, "inverter", [explanations, logits, images], mean_squared_error)),
         "predmi": Training(n, n, batch["inverter"], supervised(predmi, "inverter", [None, logits, images], mean_squared_error)),
         "victim": Training(n, n, batch["classifier"],
-                           supervised(classifier_spec(mnist, CLASSES), "classifier", [images, labels], cross_entropy)),
+                           supervised(classifier_spec(sizes, CLASSES), "classifier", [images, labels], cross_entropy)),
     }
 
 
@@ -157,7 +157,7 @@ def main():
             if name == "injector" and whole:
                 report.claim(f"injector's epoch, mnist, {precision}, seconds", min(seconds), 0.35, at_most=True)
     report.number("bandwidth of a copy, GB a second", bandwidth(device, 2**28 if whole else 2**20) / 1e9)
-    victim = build(classifier_spec(target("mnist"), CLASSES)).eval().requires_grad_(False)
+    victim = build(classifier_spec(MNIST, CLASSES)).eval().requires_grad_(False)
     victim.to(device.torch, memory_format=torch.channels_last)
     batch = channels_last(torch.rand(AT_ONCE[device.torch.type], 1, 32, 32, device=device.torch))
     for name, explainer in EXPLAINERS.items():
