@@ -134,7 +134,7 @@ def reproduce(options: argparse.Namespace) -> int:
     from .report.docs import read_result
     from .system import say, stop_after, time_is_up
 
-    stop_after(options.budget - evaluation_seconds(options.budget) if options.budget else math.inf)
+    stop_after(options.budget - (options.margin or evaluation_seconds(options.budget)) if options.budget else math.inf)
     asked = {*options.settings, *(CONTROLS if options.controls else ())}
     cells = list(dict.fromkeys((name, xai, seed) for seed in options.seeds for name in options.targets for xai in options.xai))
     for cell in cells:
@@ -162,7 +162,7 @@ def reproduce(options: argparse.Namespace) -> int:
 
 
 def evaluation_seconds(budget: float) -> float:
-    """The part of a budget in which nothing is trained and finished settings are evaluated."""
+    """The part of a budget in which nothing is trained and finished settings are evaluated, where `--margin` is not given."""
     return min(max(10.0, 0.1 * budget), 60.0, budget / 2)
 
 
@@ -221,6 +221,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="settings whose attackers are trained at once")
     made.add_argument("--budget", type=_seconds, metavar="SECONDS",
                       help="after which all ends; training stops before, and finished settings are evaluated")
+    made.add_argument("--margin", type=_seconds, metavar="SECONDS",
+                      help="of the budget, kept for evaluation (default: a tenth of it, from 10 to 60 s)")
     made.add_argument("--root", type=Path, default=Path(".reproduce"), help="networks and arrays; may be deleted after")
     made.add_argument("--datasets", type=Path, default=Path("datasets"), help="data")
     made.add_argument("--results", type=Path, default=Path("results"), help="one JSON per run")

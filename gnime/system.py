@@ -100,12 +100,8 @@ def time_left() -> float:
 
 
 def time_is_up() -> bool:
-<<<<<<< HEAD
-    return time_left() < 0
-=======
     """Whether the time of `stop_after` has passed."""
-    return time.monotonic() > _deadline
->>>>>>> h3
+    return time_left() < 0
 
 
 class Interrupt:
@@ -149,14 +145,10 @@ def provenance(device: str) -> dict:
 
 @cache
 def commit() -> str | None:
-<<<<<<< HEAD
-    """The commit of the checkout that this package runs from, with "+" where files differ from it.
+    """The commit of the package's checkout, with "+" if files differ from it. A copy by `git archive` knows its commit too.
 
-    A copy that `git archive` made knows its commit too. None: nothing tells it.
+    None: there is neither.
     """
-=======
-    """The commit of the package's checkout, with "+" if files differ from it; None if there is no checkout."""
->>>>>>> h3
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None if COMMIT.startswith("$") else COMMIT[:12]

@@ -189,10 +189,10 @@ def test_a_damaged_result_is_one_line(runner, text):
 
 
 @pytest.mark.parametrize("flags", [
-    ["--budget", "0"], ["--budget", "-3"], ["--budget", "nan"], ["--budget", "soon"], ["--seeds", "-1"], ["--seeds", "x"],
-    ["--seeds"], ["--seeds", str(2**31)], ["--targets", "../etc"], ["--targets", ".."], ["--xai", "shap"], ["--gpu", "-2"],
-    ["--settings", "nothing"], ["--preset", "small"], ["--docs", "--check"], ["--unknown"], ["--targets", "digits", "faces"],
-    ["--targets", "celeba"],
+    ["--budget", "0"], ["--budget", "-3"], ["--budget", "nan"], ["--budget", "soon"], ["--margin", "0"], ["--seeds", "-1"],
+    ["--seeds", "x"], ["--seeds"], ["--seeds", str(2**31)], ["--targets", "../etc"], ["--targets", ".."], ["--xai", "shap"],
+    ["--gpu", "-2"], ["--settings", "nothing"], ["--preset", "small"], ["--docs", "--check"], ["--unknown"],
+    ["--targets", "digits", "faces"], ["--targets", "celeba"],
 ])
 def test_bad_flags_are_one_line_and_nothing_is_made(runner, flags):
     code, line = runner.fails("--preset", "reduced", *flags)
