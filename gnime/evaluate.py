@@ -16,10 +16,11 @@ from .attackers import Fitted, Reconstruct
 from .batches import Rows, cache_on_device, iter_batches
 from .data import AttackerData
 from .device import full_fp32
+from .entries import load
 from .errors import GnimeError
 from .experiment import Experiment
 from .metrics.leakage import bootstrap_interval, mse, paired_interval, residual_leakage
-from .registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, Row, find_row, load
+from .registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, Row, find_row
 
 SHOWN = 5  # test images in the pictures: they fit a screen
 
@@ -40,9 +41,10 @@ class Result:
 
     Attributes:
         numbers: every metric of the paper's attacker, and the verdict: "best" (name, MSE and SSIM of the best attacker),
-            "attackers" (MSE, validation error and cost of each), "mse_strongest" (per image the best of all, averaged).
+            "attackers" (MSE and validation error of each), "mse_strongest" (per image the best of all, averaged).
         errors: (n,) squared error of the best attacker, per test image.
         shown, shown_explanation: the best attacker's reconstructions of the first test images, and the maps it saw.
+        costs: seconds that each attacker took to learn.
         attacker, history: of the paper's attacker, the record and the errors by epoch.
     """
 
@@ -50,6 +52,7 @@ class Result:
     errors: Tensor
     shown: Tensor
     shown_explanation: Tensor | None
+    costs: dict[str, float] = field(default_factory=dict)
     attacker: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
 
@@ -196,11 +199,10 @@ def evaluate_row(experiment: Experiment, row: Row) -> Result:
         "mse_interval": list(bootstrap_interval(mse_of[paper])),
         "mse_quantiles": torch.quantile(mse_of[paper].double(), torch.tensor(QUANTILES, dtype=torch.double)).tolist(),
         "best": {"attacker": best} | {name: measured[best].numbers[name] for name in VERDICT_METRICS},
-        "attackers": {name: {"mse": measured[name].numbers["mse"], "validation": errors[name], "seconds": costs[name]}
-                      for name in names},
+        "attackers": {name: {"mse": measured[name].numbers["mse"], "validation": errors[name]} for name in names},
         "not_applicable": reasons,
         "mse_strongest": torch.stack(list(mse_of.values())).amin(0).double().mean().item()}
-    return Result(numbers, mse_of[best], measured[best].shown, measured[best].shown_explanation,
+    return Result(numbers, mse_of[best], measured[best].shown, measured[best].shown_explanation, costs,
                   fitted[paper].summary, fitted[paper].history)
 
 

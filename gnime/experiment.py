@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import arrays, data, explanations
+from . import arrays, data, explanations, networks
 from .batches import Rows, cache_on_device, iter_batches, mean_std
 from .checkpoints import Checkpoint, load_checkpoint, load_into, require, save_checkpoint
-from .config import Run, TrainConfig
+from .config import Run
 from .data import AttackerData, Data
 from .defences import DefenceInputs, DefenderData
 from .defences.class_mean import class_means
@@ -20,7 +20,7 @@ from .defences.fitting import FitTask, load_or_fit
 from .device import Device, full_fp32
 from .errors import GnimeError, Unfinished
 from .networks import NetworkTask, TrainedModel, build, classifier_spec, injector_spec, inverter_spec
-from .ops import accelerate, plain
+from .ops import accelerate
 from .registry import ATTACKERS, ROWS, Row
 from .resuming import StateFile
 from .store import Paths, artifact_lock, exists, prepare_root
@@ -261,7 +261,7 @@ class Experiment:
         state = self.paths.state(path)
         with artifact_lock(path, device, task.own_folder):
             checkpoint = load_checkpoint(path) if exists(path, root) else None
-            if checkpoint is not None and task.shared and (other := _trained_otherwise(checkpoint, task)):
+            if checkpoint is not None and task.shared and (other := networks.trained_otherwise(checkpoint, task)):
                 say(f"{task.name:<13} {path}: {other}; it is trained anew")
                 state.unlink(missing_ok=True)
                 checkpoint = None
@@ -270,7 +270,7 @@ class Experiment:
                 if checkpoint.ours:
                     require(path, checkpoint.made_by, task.identity)
                     require(path, checkpoint.spec, task.spec)
-                if not (task.extend and _unfinished(checkpoint, task.config) and exists(state, root)):
+                if not (task.extend and networks.is_unfinished(checkpoint, task.config) and exists(state, root)):
                     return self._use(task, network, checkpoint)
             if not self.trains:
                 raise Unfinished(f"{path} is not finished")
@@ -287,7 +287,7 @@ class Experiment:
             digest = digest or load_checkpoint(path).digest
         score = f", best {report['score']:.4g} at epoch {report['best_epoch']}" if "score" in report else ""
         say(f"{task.name:<13} {path}: made in {report['seconds']:.0f} s, {report['epochs']} epochs{score}")
-        return TrainedModel(_ready(network, task), digest, report, made_by)
+        return TrainedModel(networks.ready_to_use(network, task), digest, report, made_by)
 
     def _use(self, task: NetworkTask, network: nn.Module, checkpoint: Checkpoint) -> TrainedModel:
         load_into(network, checkpoint, task.path)
@@ -296,24 +296,4 @@ class Experiment:
         precision = made_by.get("precision", report.get("precision"))
         how = f", {report['epochs']} epochs, {precision}" if checkpoint.ours else ""
         say(f"{task.name:<13} {task.path}: found{how}")
-        return TrainedModel(_ready(network, task), checkpoint.digest, report, made_by)
-
-
-def _trained_otherwise(checkpoint: Checkpoint, task: NetworkTask) -> str:
-    """How the training of a shared file of ours differs from this run's; empty where it does not."""
-    if not checkpoint.ours:
-        return ""
-    epochs, config, stage = checkpoint.extra["epochs"], task.config, checkpoint.made_by.get("stage")
-    if epochs > config.epochs:
-        return f"trained for {epochs} epochs, this run asks for {config.epochs}"
-    return "" if stage == config.identity() else f"trained with {stage}, this run has {config.identity()}"
-
-
-def _unfinished(checkpoint: Checkpoint, config: TrainConfig) -> bool:
-    return checkpoint.ours and checkpoint.extra["epochs"] < config.epochs and not checkpoint.extra.get("early")
-
-
-def _ready(network: nn.Module, task: NetworkTask) -> nn.Module:
-    """For use only: no gradients of its weights are computed."""
-    network = plain(network) if task.explained else network
-    return network.eval().requires_grad_(False)
+        return TrainedModel(networks.ready_to_use(network, task), checkpoint.digest, report, made_by)

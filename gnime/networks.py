@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import load_checkpoint, load_into
+from .checkpoints import Checkpoint, load_checkpoint, load_into
 from .config import Target, TrainConfig
 from .errors import GnimeError
 from .models.classifier import Classifier
@@ -15,6 +15,7 @@ from .models.conditional_mean import ConditionalMean
 from .models.injector import Injector
 from .models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
 from .models.prototypes import ConditionalPrototypes, Prototypes
+from .ops import plain
 from .resuming import StateFile
 from .system import derive_seed
 
@@ -106,3 +107,23 @@ class NetworkTask:
     own_folder: bool = False
     explained: bool = False
     shared: bool = False
+
+
+def trained_otherwise(checkpoint: Checkpoint, task: NetworkTask) -> str:
+    """How the training of a shared file of ours differs from this run's; empty where it does not."""
+    if not checkpoint.ours:
+        return ""
+    epochs, config, stage = checkpoint.extra["epochs"], task.config, checkpoint.made_by.get("stage")
+    if epochs > config.epochs:
+        return f"trained for {epochs} epochs, this run asks for {config.epochs}"
+    return "" if stage == config.identity() else f"trained with {stage}, this run has {config.identity()}"
+
+
+def is_unfinished(checkpoint: Checkpoint, config: TrainConfig) -> bool:
+    return checkpoint.ours and checkpoint.extra["epochs"] < config.epochs and not checkpoint.extra.get("early")
+
+
+def ready_to_use(network: nn.Module, task: NetworkTask) -> nn.Module:
+    """For use only: no gradients of its weights are computed."""
+    network = plain(network) if task.explained else network
+    return network.eval().requires_grad_(False)

@@ -8,9 +8,10 @@ from gnime.defences import DefenceInputs
 from gnime.defences.class_mean import class_means
 from gnime.defences.noise import row_noise
 from gnime.device import Device
-from gnime.evaluate import Result, compare
+from gnime.evaluate import Result, compare, verdict
+from gnime.metrics import leakage
 from gnime.models.inversion import ExpMI
-from gnime.registry import DEFENCES
+from gnime.registry import ATTACKERS, DEFAULT_ATTACKERS, DEFENCES, ROWS
 from gnime.system import generator
 
 
@@ -73,7 +74,7 @@ def test_class_means_by_hand():
 
 def outcome(mse, distortion=0.1, spread=0.001):
     numbers = {"mse": mse, "mse_interval": [mse - spread, mse + spread], "distortion": distortion}
-    return Result(numbers, {}, torch.empty(0), None)
+    return Result(numbers, torch.full((40,), mse), torch.empty(0), None)
 
 
 def test_comparison_of_settings():
@@ -81,6 +82,7 @@ def test_comparison_of_settings():
     warnings = compare(outcomes)
     leaks = [found.numbers["residual_leakage"] for found in outcomes.values()]
     assert leaks == [0.0, 1.0, pytest.approx(0.5), pytest.approx(-1 / 6)]
+    assert outcomes["gnime"].numbers["residual_leakage_interval"] == pytest.approx([0.5, 0.5]), "all images alike"
     assert len(warnings) == 1 and warnings[0].startswith("rnd: ") and "not converged" in warnings[0]
     assert compare({"predmi": outcome(0.08), "rnd": outcome(0.0805)}) == [], "within the intervals"
     alone = {"gnime": outcome(0.05)}
@@ -99,3 +101,31 @@ def test_comparison_of_settings():
 def test_an_evaluation_that_contradicts_itself_warns(found, warned):
     warnings = compare({name: outcome(*numbers) for name, numbers in found.items()})
     assert [w.startswith(warned) for w in warnings] == [True] * bool(warned), warnings
+
+
+def test_the_verdict_by_hand():
+    """40 images of which the row exposes two: it recovers them as the undefended attacker does, and nothing of the others."""
+    prediction, undefended = torch.full((40,), 0.1), torch.full((40,), 0.02)
+    row = prediction.clone()
+    row[[3, 17]] = 0.02
+    found = verdict(row, prediction, undefended)
+    assert found["residual_leakage"] == pytest.approx(2 / 40)
+    assert found["residual_leakage_exposed"] == pytest.approx(1.0)  # 5 % of 40 images
+    low, high = found["residual_leakage_interval"]  # binomial: 0.05 +- 1.96 sqrt(0.05 * 0.95 / 40)
+    assert low == pytest.approx(0.0, abs=0.03) and high == pytest.approx(0.1175, abs=0.03)
+    assert verdict(row, undefended, prediction)["residual_leakage"] is None, "no leak was found"
+
+
+def test_an_interval_is_paired_over_images():
+    """Images differ far more than attackers do; the ratio does not."""
+    scale = torch.rand(200) * 10
+    low, high = leakage.paired_interval(0.07 * scale, 0.1 * scale, 0.02 * scale)
+    assert low == pytest.approx(0.375, abs=1e-6) and high == pytest.approx(0.375, abs=1e-6)
+
+
+def test_attackers_of_a_row():
+    """The paper's always, those asked for where they apply, and those that a row needs."""
+    assert ROWS["predmi"].attackers(["expmi", "kernel"]) == (["predmi", "kernel"], {"expmi": "it needs an explanation"})
+    assert ROWS["gnime"].attackers(["kernel"]) == (["expmi", "kernel"], {})
+    assert ROWS["negative"].attackers(DEFAULT_ATTACKERS) == (["predmi", "expmi", "centred", "kernel"], {})
+    assert ROWS["gnime"].attackers(ATTACKERS)[0] == list(ATTACKERS)

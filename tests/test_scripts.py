@@ -103,8 +103,8 @@ def test_other_explainers_share_the_victim(root, xai):
 def test_controls_and_ond(root):
     assert run("eval", root, "--settings", "ond", "negative", "permutation", "class-mean", "blank") == 0
     settings = json.loads((root / "figures/digits_lrp/results.json").read_text())["settings"]
-    assert settings["permutation"]["attackers"].keys() == {"expmi", "dense"}
-    assert settings["negative"]["attackers"].keys() == {"expmi", "centred"}
+    assert settings["permutation"]["attackers"].keys() == {"predmi", "expmi", "dense", "kernel"}
+    assert settings["negative"]["attackers"].keys() == {"predmi", "expmi", "centred", "kernel"}
     found = rebuild(root / "models/inv/digits_negative_lrp_centred.pt")
     seen = 1 - hickle.load(root / "aux/digits_lrp.hkl")[100:172].astype(np.float64)  # what the attacker trains on
     assert found.mean.item() == pytest.approx(seen.mean(), rel=1e-5)

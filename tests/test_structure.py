@@ -12,14 +12,14 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "threads", "_commit", "__init__"}, {"config", "registry"}, {"system"}, {"device", "parallel"}, {"store"},
-    {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"}, {"batches", "sources"}, {"data", "resuming"},
-    {"training"}, {"networks"}, {"explanations", "defences"}, {"experiment"}, {"attackers"}, {"evaluate"}, {"report"},
-    {"pipeline"}, {"cli"}, {"reproduce"},
+    {"errors", "threads", "_commit", "__init__"}, {"config", "registry", "entries"}, {"system"}, {"device", "parallel"},
+    {"store"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"}, {"batches", "sources"},
+    {"data", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"}, {"experiment"}, {"attackers"},
+    {"evaluate"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"models": set(), "explainers": set(), "metrics": set(), "ops": {"models"}}
-LIGHT = {"cli", "config", "errors", "registry", "threads", "__init__"}  # the command line answers at once
+LIGHT = {"cli", "config", "entries", "errors", "registry", "threads", "__init__"}  # the command line answers at once
 
 
 def dotted(path):

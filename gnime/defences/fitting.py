@@ -9,9 +9,10 @@ import torch
 
 from ..checkpoints import load_checkpoint, load_into, require, save_checkpoint
 from ..device import Device, full_fp32
+from ..entries import load
 from ..errors import GnimeError
 from ..networks import TrainedModel, build
-from ..registry import DEFENCES, Row, load
+from ..registry import DEFENCES, Row
 from ..store import artifact_lock, exists
 from ..system import commit, say, warn
 from . import DefenceInputs, DefenderData, Protect

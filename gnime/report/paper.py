@@ -167,18 +167,17 @@ def _one_by_one(name: str, xai: str, groups: dict[tuple, list[dict]]) -> list[st
         rows.append(row)
     sides = {"single choices": alone, "default": groups.get(DEFAULT, []), "all": groups.get(RELEASE, [])}
     made = "; ".join("{}: {}, commit {}".format(side, *reversed(_made_on(runs))) for side, runs in sides.items() if runs)
-    told = "; ".join(f"{choice}: {what}" for choice, what in OFFICIAL.items())
     return [f"### {name}, {EXPLAINERS[xai].title}: the authors' choices one by one", "",
             "MSE against the default mode's of the same seed, difference in %. The victim is trained alike but for optimiser's "
             "epsilon; another commit or machine can make it another network, whose spread the differences then hold too.", "",
-            *_table(["choice", *settings], rows), f"{told}.", "", f"Measured: {made}.", ""]
+            *_table(["choice", *settings], rows),
+            "; ".join(f"{choice}: {what}" for choice, what in OFFICIAL.items()) + ".", "", f"Measured: {made}.", ""]
 
 
 def _authors_choices(name: str, xai: str) -> str:
-    """Which choices of the authors' release can have acted on which rows (`config.official_stage`, METHOD)."""
-    batches = "predmi also betas (0.5, 0.999)"
-    if name in ("mnist", "cifar10"):
-        batches = "predmi and expmi also twice the batch and betas (0.5, 0.999), rnd twice the batch"
+    """Which choices of the authors' release can have acted on which rows (`config.official_config`, METHOD)."""
+    both = "predmi and expmi also twice the batch and betas (0.5, 0.999), rnd twice the batch"
+    batches = both if name in ("mnist", "cifar10") else "predmi also betas (0.5, 0.999)"
     pooled = "; all but predmi also Grad-CAM's channel weights averaged over a batch" if xai == "gradcam" else ""
     return ("Can have acted on every row: one fixed order for attackers, the test set as validation set (the "
             f"default's validation images are trained on), Adam's epsilon. On some: {batches}{pooled}; gnime also the "
@@ -297,5 +296,5 @@ def _other_precisions(found: dict[str, list[dict]], preset: str, heading: str, t
 
 
 def _chart(preset: str, runs: list[dict]) -> list[str]:
-    alternative = "Mean squared error of what each setting's attacker recovers, by target and explainer"
-    return [f"![{alternative}](figures/bars_{preset}.png)", ""] if whole_modes(runs) else []
+    text = "Mean squared error of what each setting's attacker recovers, by target and explainer"
+    return [f"![{text}](figures/bars_{preset}.png)", ""] if whole_modes(runs) else []

@@ -30,7 +30,7 @@ def verdict_table(results: dict[str, Result]) -> str:
         lines.append([name, best["attacker"], _number(best["mse"]), _number(best["ssim"]), _number(numbers["mse_strongest"]),
                       _number(numbers[RESIDUAL], ".1%"), "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
                       _number(numbers.get(f"{RESIDUAL}_exposed"), ".1%"),
-                      f"{sum(attacker['seconds'] for attacker in numbers['attackers'].values()):.0f} s"])
+                      f"{sum(result.costs.values()):.0f} s"])
     return _aligned(["setting", "best attacker", "MSE", "SSIM", "MSE, best per image", "residual leakage", "95 % interval",
                      "most exposed 5 %", "cost"], lines)
 
@@ -93,7 +93,8 @@ def write(experiment: Experiment, results: dict[str, Result], warnings: list[str
         "configuration": _as_trained(run.describe(), networks), "precision": device.precision, "command": run.command("eval"),
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits, **result.numbers}
                      for name, result in results.items()},
-        "networks": networks, "warnings": warnings, "duration": duration, **provenance(device.describe()),
+        "networks": networks, "costs": {name: result.costs for name, result in results.items()},
+        "warnings": warnings, "duration": duration, **provenance(device.describe()),
     }
     write_text(experiment.paths.results, json.dumps(content, indent=1, allow_nan=False) + "\n")
     text = io.StringIO()

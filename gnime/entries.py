@@ -1,0 +1,107 @@
+"""The kinds of entries of the registry. Imports nothing heavy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+
+
+def load(function: str) -> Callable:
+    """The function that "module:function" names."""
+    module, name = function.split(":")
+    return getattr(import_module(module), name)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name that a user can give.
+
+    Attributes:
+        name, title: on the command line, and in tables and figures.
+        function: "module:function".
+        version: raised when the function computes something else than before; part of the identity of its results.
+    """
+
+    name: str
+    title: str
+    function: str
+    version: int = 1
+
+    def load(self) -> Callable:
+        return load(self.function)
+
+
+@dataclass(frozen=True)
+class Explainer(Entry):
+    """(model, images (N, C, H, W) in [0, 1]) -> explanations (N, K, h, w) in [0, 1], float32."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """The one parameter of a defence that the names of its rows carry, as in `prototypes-16`.
+
+    Attributes:
+        parameter, type: its name and type in the defence's function.
+        letter: stands for it in --help and titles.
+        pattern: regular expression of the numbers that are allowed, each in one spelling.
+        words: the same in words.
+    """
+
+    parameter: str
+    type: type
+    letter: str
+    pattern: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Defence(Entry):
+    """(inputs: DefenceInputs, **parameters) -> protect(explanation, prediction, image, rows) -> maps.
+
+    Attributes:
+        colour: of its row in figures.
+        needs: the fields of `DefenceInputs` that it uses beside the seed. They are made or found before it is called.
+        fit: "module:function" (data: DefenderData, **parameters) -> Fit, of a defence that needs `fitted`.
+        number: the parameter that its rows' names carry.
+        bits: (**parameters) -> the most that a map can say about its image beyond the prediction; None: no bound is known.
+    """
+
+    colour: str = "#555555"
+    needs: tuple[str, ...] = ()
+    fit: str = ""
+    number: Number | None = None
+    bits: Callable[..., float] | None = None
+
+
+@dataclass(frozen=True)
+class Attacker(Entry):
+    """(experiment, row, shown: AttackerData) -> reconstruct(explanation or None, prediction) -> images, or a `Fitted`.
+
+    Attributes:
+        without_maps: it has a form for rows that withhold the explanation; that form attacks all other rows too.
+        rows: names of the rows that it attacks even where it is not asked for: they need its skill.
+        knows: its knowledge, of "data" (images of the same kind with the service's answers), "victim" and "defence".
+        stored: "row" or "run": it leaves a file for each row, or one for all, and can be trained beforehand; empty: none.
+    """
+
+    without_maps: bool = False
+    rows: tuple[str, ...] = ()
+    knows: tuple[str, ...] = ("data",)
+    stored: str = ""
+
+
+@dataclass(frozen=True)
+class Metric(Entry):
+    """(the inputs that `takes` names, each one number or tensor an image) -> one number an image, (N,).
+
+    Attributes:
+        takes: of "image", "reconstruction", "label", "clean" and "protected" (explanations), "prediction", and "victim_logits",
+            "evaluation_logits", "image_features", "reconstruction_features" (what the two classifiers compute).
+        total: "module:function" (sum over images, number of images) -> the set's number; empty: the mean over images.
+        form: format of its numbers in tables.
+        safer: "higher" or "lower": which of two defences protects better; empty where that does not follow.
+    """
+
+    takes: tuple[str, ...] = ()
+    total: str = ""
+    form: str = ".4f"
+    safer: str = ""
