@@ -189,7 +189,7 @@ def evaluate_row(experiment: Experiment, row: Row) -> Result:
     for name in names:
         began = time.monotonic()
         fitted[name] = attack(experiment, row, name, shown)
-        costs[name] = fitted[name].summary.get("seconds", round(time.monotonic() - began, 2))
+        costs[name] = round(fitted[name].summary.get("seconds", time.monotonic() - began), 2)
         errors[name] = validation_error(experiment, fitted[name].reconstruct, shown)
         metrics = METRICS if name == row.paper_attacker else VERDICT_METRICS
         measured[name] = measure(experiment, fitted[name].reconstruct, shown, metrics)

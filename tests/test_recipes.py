@@ -178,7 +178,9 @@ def test_the_explainer_makes_what_captum_makes(checkout, files):
 
 
 def test_the_row_is_in_the_table_and_in_the_files(checkout, table, results):
-    lines = [re.split(r"\s{2,}", line.strip()) for line in table[table.index("\nsetting") + 1 :].splitlines()]
+    _, paper, verdict = re.split(r"\n(?=setting )", table)
+    assert "nearest" in next(line for line in verdict.splitlines() if line.startswith("top-k"))
+    lines = [re.split(r"\s{2,}", line.strip()) for line in paper.splitlines()]
     head, (row,) = lines[0], [line for line in lines if line[0] == "top-k"]
     assert len(row) == len(head) and row[head.index("MAE")] == f"{results['settings']['top-k']['mae']:.4f}"
     assert list(results["settings"]) == ["predmi", "expmi", "gnime", "top-k"]
