@@ -7,8 +7,10 @@ import env
 import steps
 import torch
 
+from gnime.batches import channels_last
 from gnime.config import Target
 from gnime.device import Device, full_fp32
+from gnime.networks import build
 from gnime.registry import EXPLAINERS
 
 BOUND = {"fp32": 5e-3, "tf32": 5e-2, "bf16": 3e-1}  # relative, of losses and gradients
@@ -74,14 +76,14 @@ def check_explainers() -> dict:
     """Every explainer on the device, in 32 bits, against the CPU."""
     device, errors = env.open_device("tf32"), {}
     for target in env.targets():
-        victim = steps.build(steps.specs("victim", target, (1, 1))[0]).eval().requires_grad_(False)
+        victim = build(steps.specs("victim", target, (1, 1))[0]).eval().requires_grad_(False)
         images = torch.rand(16, target.channels, target.size, target.size)
         for xai, explainer in EXPLAINERS.items():
             explain = explainer.load()
             expected = explain(victim.to("cpu"), images)
             victim.to(device.torch, memory_format=torch.channels_last)
             with full_fp32():
-                found = explain(victim, steps.channels_last(images.to(device.torch)))
+                found = explain(victim, channels_last(images.to(device.torch)))
             name = f"{target.name} {xai}"
             errors[name] = steps.relative(found, expected)
             assert errors[name] < 1e-2, f"{name}: {errors[name]:.2e} off the CPU"
