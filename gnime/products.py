@@ -11,8 +11,23 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, up to rounding. a (M, K), b (K, N), of any strides -> (M, N). Differentiable as `a @ b` is."""
+    return _ONEDNN(a, b.T, None, "none", [], "") if _for_onednn(a, b) else a @ b
+
+
+def products(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
+    """out = a @ b, or out += a @ b, matrix by matrix, not differentiable. a (P, M, K), b (P, K, N), out (P, M, N)."""
+    if not _for_onednn(a[0], b[0]):
+        torch.baddbmm(out, a, b, beta=int(add), out=out)
+        return
+    for one, other, place in zip(a, b, out, strict=True):
+        found = product(one, other)
+        if add:
+            place += found
+        else:
+            place.copy_(found)
+
+
+def _for_onednn(a: Tensor, b: Tensor) -> bool:
     differentiated = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
-    small = len(a) * b.numel() <= FEW
-    if _ONEDNN is None or differentiated or small or not a.dtype == b.dtype == torch.float32 or a.device.type != "cpu":
-        return a @ b
-    return _ONEDNN(a, b.T, None, "none", [], "")
+    exact = a.dtype == b.dtype == torch.float32 and a.device.type == "cpu"
+    return _ONEDNN is not None and exact and not differentiated and len(a) * b.numel() > FEW

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from gnime import products
-from gnime.products import product
+import gnime.products as products_module
+from gnime.products import product, products
 
 
 @pytest.fixture
 def calls(monkeypatch):
     """The shapes that oneDNN is given; every product is large enough for it."""
-    if products._ONEDNN is None:
+    if products_module._ONEDNN is None:
         pytest.skip("PyTorch is built without oneDNN")
-    given, original = [], products._ONEDNN
-    monkeypatch.setattr(products, "FEW", 0)
-    monkeypatch.setattr(products, "_ONEDNN", lambda a, *rest: given.append(tuple(a.shape)) or original(a, *rest))
+    given, original = [], products_module._ONEDNN
+    monkeypatch.setattr(products_module, "FEW", 0)
+    monkeypatch.setattr(products_module, "_ONEDNN", lambda a, *rest: given.append(tuple(a.shape)) or original(a, *rest))
     return given
 
 
@@ -36,6 +36,24 @@ def test_product_is_the_one_in_float64(m, k, n, a_strided, b_strided, calls):
     assert calls == [(m, k)]
 
 
+def test_products_matrix_by_matrix(calls, monkeypatch):
+    torch.manual_seed(0)
+    a, b = torch.randn(3, 40, 50), torch.randn(3, 30, 50).transpose(1, 2)
+    exact = a.double() @ b.double()
+    for onednn, few in ((True, 0), (False, 40 * 50 * 30)):
+        monkeypatch.setattr(products_module, "FEW", few)
+        calls.clear()
+        out = torch.full((3, 40, 30), torch.nan)  # what the memory held must not be read
+        products(a, b, out)
+        torch.testing.assert_close(out.double(), exact, atol=1e-4, rtol=0)
+        products(a, b, out, add=True)
+        torch.testing.assert_close(out.double(), 2 * exact, atol=2e-4, rtol=0)
+        assert calls == [(40, 50)] * 6 * onednn
+    out = exact * 0
+    products(a.double(), b.double(), out)
+    torch.testing.assert_close(out, exact)
+
+
 def test_positive_numbers_keep_their_digits_however_small(calls):
     """LRP divides by such sums."""
     a, b = torch.rand(33, 65) * 10.0 ** torch.randint(-30, 1, (33, 1)), torch.rand(65, 17)
@@ -52,12 +70,12 @@ def test_the_plain_product_where_onednns_is_not_the_same_or_slower(calls, monkey
     weight = b.clone().requires_grad_()
     product(a, weight).sum().backward()
     assert weight.grad.equal(a.sum(0)[:, None].expand(5, 6))
-    monkeypatch.setattr(products, "FEW", 4 * 5 * 6)
+    monkeypatch.setattr(products_module, "FEW", 4 * 5 * 6)
     assert product(a, b).equal(a @ b)
-    monkeypatch.setattr(products, "FEW", 0)
+    monkeypatch.setattr(products_module, "FEW", 0)
     assert not calls
     with torch.no_grad():
         product(a, weight)
     assert calls == [(4, 5)]
-    monkeypatch.setattr(products, "_ONEDNN", None)
+    monkeypatch.setattr(products_module, "_ONEDNN", None)
     assert product(a, b).equal(a @ b)
