@@ -7,7 +7,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,12 +31,17 @@ def options(about: str, gpu: bool = False) -> argparse.Namespace:
 
 
 class Side:
-    """Work that is measured in its own process, so that neither side lives in the memory the other left."""
+    """Work that is measured in its own process, so that neither side lives in the memory the other left.
 
-    def __init__(self, build: Callable[[], Callable[[], object]], chosen: argparse.Namespace):
+    environment: variables that the process sets, or removes (None), before it imports torch. The script then must not import it
+    at its top, which a spawned process runs.
+    """
+
+    def __init__(self, build: Callable[[], Callable[[], object]], chosen: argparse.Namespace,
+                 environment: Mapping[str, str | None] | None = None):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, build, chosen.threads, chosen.cpu_time), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, build, chosen, environment or {}), daemon=True)
         self._process.start()
         self._answer()
 
@@ -55,13 +60,21 @@ class Side:
         self._process.join()
 
 
-def _serve(pipe, build: Callable, threads: int, cpu_time: bool) -> None:
+def _serve(pipe, build: Callable, chosen: argparse.Namespace, environment: Mapping[str, str | None]) -> None:
+    too_late = environment and "torch" in sys.modules
+    for name, value in environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(chosen.threads)
     torch.manual_seed(0)
-    clock = time.process_time if cpu_time else time.perf_counter
+    clock = time.process_time if chosen.cpu_time else time.perf_counter
     try:
+        if too_late:
+            raise RuntimeError("the script imports torch at its top, before its environment is set")
         work = build()
         work()  # does not count
         pipe.send(0.0)

@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-SPINS = "1000"  # turns of a waiting thread's loop before it sleeps; GNU OpenMP's default is 30 billion where cores suffice
+SPINS = "1000"  # turns of a waiting thread's loop before it sleeps; GNU OpenMP's default is 300,000, some milliseconds
 
 
 def configure_threads() -> None:

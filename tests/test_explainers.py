@@ -13,7 +13,7 @@ from zennit.rules import Norm, Pass, ZPlus
 
 from gnime.explainers.grad import grad
 from gnime.explainers.gradcam import gradcam
-from gnime.explainers.lrp import EPS, lrp
+from gnime.explainers.lrp import EPS, THIN, lrp
 from gnime.explainers.stack import LAYERS, layers, minmax
 
 # --- slow twins ------------------------------------------------------------------------------------------------------
@@ -179,8 +179,10 @@ def test_stacks_use_every_layer():
 
 
 @pytest.mark.filterwarnings("ignore:Using padding")  # torch on even kernels, same padding
+@pytest.mark.parametrize("thin", [THIN, 0], ids=["thin", "wide"])  # both ways to transpose a convolution
 @pytest.mark.parametrize("name", STACKS)
-def test_lrp_is_its_matrix_twin(name):
+def test_lrp_is_its_matrix_twin(name, thin, monkeypatch):
+    monkeypatch.setattr("gnime.explainers.lrp.THIN", thin)
     shape, parts = STACKS[name]
     model = stack(*parts)
     images = torch.rand(3, *shape)
@@ -222,6 +224,19 @@ def test_lrp_is_zennit():
         (theirs,) = torch.autograd.grad(output, x, output.detach())
     torch.testing.assert_close(lrp(model, images), minmax(theirs, EPS), atol=1e-9, rtol=0)
     assert not any(module._forward_hooks or module._backward_hooks for module in model.modules())
+
+
+def test_lrp_calls_a_dense_layers_hooks():
+    """Weight normalisation and pruning compute the weight in a hook before the layer's forward pass."""
+    model = stack(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 3))
+    images = torch.rand(3, 1, 8, 8)
+    expected = lrp(model, images)
+    assert expected.any()
+    kept = model[3].weight.detach().clone()
+    with torch.no_grad():
+        model[3].weight.zero_()
+    model[3].register_forward_pre_hook(lambda layer, _: setattr(layer.weight, "data", kept))
+    assert lrp(model, images).equal(expected)
 
 
 @pytest.mark.parametrize("layer", [nn.MaxPool2d(2, dilation=2), nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")])

@@ -105,7 +105,7 @@ def test_winograds_convolutions_keep_five_digits(shape, outputs):
     exact = with_gradients(partial(F.conv2d, padding=1), [i.double() for i in inputs], cotangent)
     for found, value in zip(with_gradients(conv, inputs, cotangent), exact, strict=True):
         error = found.double() - value
-        assert error.norm() < 2e-6 * value.norm()
+        assert error.norm() < 3e-6 * value.norm()
         assert error.abs().max() < 1e-5 * value.abs().max()
 
 
@@ -137,7 +137,7 @@ def test_which_convolutions_are_winograds():
 
 
 def test_winograds_tiles_are_transformed_a_few_images_at_a_time():
-    for images, side, parts in ((150, 8, [64, 64, 22]), (3, 128, [1, 1, 1])):  # 256 tiles: 64 of 2x2, a quarter of 32x32
+    for images, side, parts in ((600, 8, [256, 256, 88]), (3, 128, [1, 1, 1])):  # 1024 tiles: 256 images of 2x2, one of 32x32
         found = winograd._tiles(torch.empty(images, 1, side, side), torch.empty(images, 2, side, side))
         assert [(len(one), len(other)) for one, other in found] == [(n, n) for n in parts]
 

@@ -12,13 +12,13 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "threads", "_commit", "__init__"}, {"config", "registry", "entries"}, {"system"}, {"device", "parallel"},
-    {"store"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"}, {"batches", "sources"},
-    {"data", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"}, {"experiment"}, {"attackers"},
-    {"evaluate"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
+    {"errors", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries"}, {"system"},
+    {"device", "parallel"}, {"store"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
+    {"batches", "sources"}, {"data", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"}, {"experiment"},
+    {"attackers"}, {"evaluate"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
 ]
 # take the network as an argument; import torch, themselves and the packages named here
-PURE = {"models": set(), "explainers": set(), "metrics": set(), "ops": {"models"}}
+PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
 LIGHT = {"cli", "config", "entries", "errors", "registry", "threads", "__init__"}  # the command line answers at once
 
 
@@ -71,7 +71,7 @@ def test_every_module_has_a_layer():
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if top(path) in PURE], ids=dotted)
-def test_models_explainers_metrics_and_ops_import_torch_alone(path):
+def test_what_computes_imports_torch_alone(path):
     for module in imported(path):
         root, *below = module.split(".")
         allowed = {"torch", "pytorch_msssim"} if top(path) == "metrics" else {"torch"}

@@ -4,9 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..products import product
 from .stack import layers, minmax, unflatten
 
 EPS = 1e-9
+THIN = 8  # a convolution with fewer input channels leaves the library's transposed kernel idle SIMD lanes
 
 
 @torch.inference_mode(False)  # for some layers, relevance is propagated by differentiating them
@@ -33,8 +35,8 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         inputs, x = [], images
         for layer in stack:
-            inputs.append(x)
-            x = layer(x)
+            inputs.append(None if isinstance(layer, nn.ReLU) else x)  # relevance passes a ReLU whatever its input
+            x = _up(layer, x)
         relevance = x
         for i in range(len(stack) - 1, -1, -1):
             # popped, because the layers below do not need a layer's input
@@ -42,14 +44,22 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
         return minmax(relevance, EPS)
 
 
-def _down(layer: nn.Module, a: Tensor, relevance: Tensor, first: bool) -> Tensor:
+def _up(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x). Hooks may change a dense layer's weight or output, so they are called."""
+    hooked = layer._forward_pre_hooks or layer._forward_hooks
+    if hooked or not isinstance(layer, nn.Linear) or layer.bias is None or x.ndim != 2:
+        return layer(x)
+    return product(x, layer.weight.T).add_(layer.bias)
+
+
+def _down(layer: nn.Module, a: Tensor | None, relevance: Tensor, first: bool) -> Tensor:
     """The relevance of a layer's input `a` from the relevance of its output. May overwrite `relevance`.
 
     first: whether the layer is the first convolution.
     """
     if isinstance(layer, nn.Linear):
         positive = layer.weight.clamp(min=0)
-        return (relevance.div_(F.linear(a, positive).add_(EPS)) @ positive).mul_(a)
+        return product(relevance.div_(product(a, positive.T).add_(EPS)), positive).mul_(a)
     if isinstance(layer, nn.Conv2d):
         positive = layer.weight.clamp(min=0)
         geometry = layer.stride, layer.padding, layer.dilation, layer.groups
@@ -71,6 +81,10 @@ def _transposed(share: Tensor, weight: Tensor, layer: nn.Conv2d, shape: torch.Si
             x = share.new_zeros(shape, requires_grad=True)
             z = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
         return torch.autograd.grad(z, x, share)[0]
+    if layer.in_channels < THIN and layer.groups == 1:
+        products = product(weight.flatten(1).T, share.transpose(0, 1).flatten(1))  # (C * taps, N * outputs' pixels)
+        products = products.unflatten(1, (len(share), -1)).transpose(0, 1)  # (N, C * taps, outputs' pixels)
+        return F.fold(products, shape[2:], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     rest = [
         size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)
         for size, out, stride, pad, dilation, kernel in zip(
@@ -84,7 +98,8 @@ def _down_pool(layer: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
     kernel, stride = layer.kernel_size, layer.stride
     if kernel == stride == 2 and layer.padding == 0 and a.shape[2] % 2 == a.shape[3] % 2 == 0:
         share = relevance.div_(F.avg_pool2d(a, 2).add_(EPS).mul_(4))
-        return F.interpolate(share, scale_factor=2.0).mul_(a)
+        windows = a.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (N, C, H/2, 2, W/2, 2)
+        return (windows * share[:, :, :, None, :, None]).flatten(4).flatten(2, 3)
     with torch.enable_grad():
         x = a.detach().clone().requires_grad_()
         pooled = F.avg_pool2d(x, kernel, stride, layer.padding, layer.ceil_mode)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..products import products
 from .sizes import CACHED
 
-TILES = 256  # 4x4 tiles per matrix product: few enough for little memory, many enough for a high rate
+TILES = 1024  # 4x4 tiles per matrix product: few enough for little memory, many enough for a high rate
 # The six points are 0, +-POINT, +-2 POINT and infinity. With the usual POINT = 1 the rounding error would be twice as large,
 # and five times in the worst case. The transforms below use POINT**4 = 1/4.
 POINT = 0.5**0.5
@@ -34,7 +35,9 @@ class Winograd(torch.autograd.Function):
         y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
         for part, out in _tiles(x, y):  # (k, H, W, I), (k, H, W, O)
             values = _to_points(part, _inputs_to_points)  # (36, k * H/4 * W/4, I)
-            _from_points(values @ taps.transpose(1, 2), out, _points_to_outputs)
+            found = values.new_empty(*values.shape[:2], outputs)
+            products(values, taps.transpose(1, 2), found)
+            _from_points(found, out, _points_to_outputs)
             if bias is not None:
                 out += bias
         return y
@@ -49,9 +52,11 @@ class Winograd(torch.autograd.Function):
         for i, (part, dout, dpart) in enumerate(_tiles(x, dy, x if dx is None else dx)):
             dvalues = _to_points(dout, _points_to_outputs_transposed)  # (36, k * H/4 * W/4, O)
             if dtaps is not None:  # the first part overwrites dtaps, the others add to it
-                dtaps.baddbmm_(dvalues.transpose(1, 2), _to_points(part, _inputs_to_points), beta=min(i, 1))
+                products(dvalues.transpose(1, 2), _to_points(part, _inputs_to_points), dtaps, add=i > 0)
             if dx is not None:
-                _from_points(dvalues @ taps, dpart, _inputs_to_points_transposed)
+                found = dvalues.new_empty(*dvalues.shape[:2], taps.shape[2])
+                products(dvalues, taps, found)
+                _from_points(found, dpart, _inputs_to_points_transposed)
         if dtaps is not None:
             dtaps = (_taps_to_points(x).T @ dtaps.flatten(1)).view(3, 3, *taps.shape[1:]).permute(2, 3, 0, 1)
         return dx, dtaps, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None

@@ -1,0 +1,75 @@
+"""Training steps beside one busy process and beside none, with threads that soon sleep and with the library's own default.
+
+Steps are the accelerated ones of step.py, at the paper's width. Needs two processors or more: one thread waits for no other.
+"""
+
+import argparse
+import contextlib
+import statistics
+import subprocess
+import sys
+from functools import partial
+
+from common import Report, Side, options
+
+from gnime.threads import SPINS
+
+# Before torch is imported; None removes a setting.
+SETTINGS = {"ours": {"GOMP_SPINCOUNT": SPINS, "OMP_WAIT_POLICY": None},
+            "library": {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None}}
+
+
+def built(step: str, batch: int):
+    import step as steps  # imports torch, which must find the settings
+
+    return getattr(steps, step)(batch, True)
+
+
+@contextlib.contextmanager
+def one_busy_process():
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def compare(report: Report, step: str, batch: int, rounds: int) -> None:
+    """A B A B ..., each round first idle, then busy."""
+    sides = {name: Side(partial(built, step, batch), report.chosen, setting) for name, setting in SETTINGS.items()}
+    idle, busy = ({name: [] for name in sides} for _ in range(2))
+    for _ in range(rounds):
+        for times, company in ((idle, contextlib.nullcontext()), (busy, one_busy_process())):
+            with company:
+                for name, side in sides.items():
+                    times[name].append(side.seconds())
+    for side in sides.values():
+        side.close()
+    title = step.replace("_", " ")
+    for name in sides:
+        report.times(f"{title}: {name}, idle", idle[name])
+        report.times(f"{title}: {name}, beside one process", busy[name])
+
+    def ratio(above: list[float], below: list[float]) -> float:
+        return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+    report.claim(f"{title}, busy / idle", ratio(busy["ours"], idle["ours"]), 3.5, at_most=True)
+    report.claim(f"{title}, idle, ours / library", ratio(idle["ours"], idle["library"]), 1.05, at_most=True)
+    print(f"{title}, busy / idle with the library's default: {ratio(busy['library'], idle['library']):.2f}")
+
+
+def main(chosen: argparse.Namespace) -> None:
+    if chosen.cpu_time or chosen.threads < 2:
+        raise SystemExit("busy.py: it measures waiting, which processor time and one thread do not show; leave out --cpu-time, "
+                         "and take two threads or more")
+    batch, rounds = (32, 2) if chosen.quick else (128, 9)
+    report = Report(chosen)
+    print(f"batch {batch}, mnist, width 2048")
+    for step in ("injector_step", "victim_step"):
+        compare(report, step, batch, rounds)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main(options(__doc__))
