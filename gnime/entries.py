@@ -77,7 +77,7 @@ class Attacker(Entry):
     """(experiment, row, shown: AttackerData) -> reconstruct(explanation or None, prediction) -> images, or a `Fitted`.
 
     Attributes:
-        without_maps: it has a form for rows that withhold the explanation; that form attacks all other rows too.
+        without_maps: it can attack rows that withhold the explanation.
         rows: names of the rows that it attacks even where it is not asked for: they need its skill.
         knows: its knowledge, of "data" (images of the same kind with the service's answers), "victim" and "defence".
         stored: "row" or "run": it leaves a file for each row, or one for all, and can be trained beforehand; empty: none.
