@@ -82,8 +82,10 @@ def _fault(pipe: Connection, process: multiprocessing.Process) -> GnimeError | N
     try:
         kind, text = pipe.recv()
     except EOFError:
-        kind, text = "died", f"a process for an attacker ended with code {process.exitcode}; run the same command again"
-    process.join()
+        kind, text = "died", ""
+    process.join()  # before that its exit code is not known
+    if kind == "died":
+        text = f"a process for an attacker ended with code {process.exitcode}; run the same command again"
     return {"done": None, "stopped": None, "usage": UsageError(text)}.get(kind, GnimeError(text))
 
 
