@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, TARGETS, Run, target
-from .errors import GnimeError
+from .errors import GnimeError, fixable
 from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
 from .threads import configure_threads
 
@@ -201,16 +201,9 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
         code, line = error.exit_code, str(error)
     except KeyboardInterrupt:
         code, line = 130, "stopped; the same command goes on from what is saved"
-    except MemoryError:
-        code, line = 1, "out of memory; give a smaller --batch-size or --width"
-    except OSError as error:
-        code, line = 1, f"{error.filename or 'file system'}: {error.strerror or error}"
-    except RuntimeError as error:
-        if "out of memory" in str(error) or "can't allocate memory" in str(error):
-            code, line = 1, "the device is out of memory; give a smaller --batch-size or --width, or --precision bf16"
-        elif "Connection closed by peer" in str(error):  # of several processes: the one that failed prints the reason
-            code, line = 1, "another process of this run stopped"
-        else:
+    except Exception as error:
+        if (line := fixable(error)) is None:
             raise
+        code = 1
     print(f"{name}: error: {line}", file=sys.stderr)
     return code

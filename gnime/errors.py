@@ -21,3 +21,18 @@ class Stopped(GnimeError):
     """The user pressed Ctrl-C, and the finished epochs are saved. Exit code 130, as a shell expects."""
 
     exit_code = 130
+
+
+def fixable(error: Exception) -> str | None:
+    """The line for an error of Python or PyTorch that the user can fix; None for any other error."""
+    if isinstance(error, MemoryError):
+        return "out of memory; give a smaller --batch-size or --width"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'file system'}: {error.strerror or error}"
+    if not isinstance(error, RuntimeError):
+        return None
+    if "out of memory" in str(error) or "can't allocate memory" in str(error):
+        return "the device is out of memory; give a smaller --batch-size or --width, or --precision bf16"
+    if "Connection closed by peer" in str(error):  # of several processes: the one that failed prints the reason
+        return "another process of this run stopped"
+    return None

@@ -43,6 +43,7 @@ class Experiment:
     def __init__(self, run: Run, trains: bool = True):
         self.run, self.device, self.paths, self.trains = run, Device(run), Paths(run), trains
         self._fitted: dict[str, TrainedModel] = {}
+        self._told: set[Path] = set()
 
     def for_one_process(self) -> "Experiment":
         """This experiment for work that a process does without the others. Shares all that is loaded."""
@@ -293,7 +294,7 @@ class Experiment:
         load_into(network, checkpoint, task.path)
         network.to(self.device.torch, memory_format=torch.channels_last)
         report, made_by = checkpoint.extra or {}, checkpoint.made_by or {}
-        precision = made_by.get("precision", report.get("precision"))
-        how = f", {report['epochs']} epochs, {precision}" if checkpoint.ours else ""
-        say(f"{task.name:<13} {task.path}: found{how}")
+        if task.path not in self._told:  # once a run: PredMI attacks every row
+            networks.tell_found(task, checkpoint)
+            self._told.add(task.path)
         return TrainedModel(networks.ready_to_use(network, task), checkpoint.digest, report, made_by)

@@ -17,7 +17,7 @@ from .models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
 from .models.prototypes import ConditionalPrototypes, Prototypes
 from .ops import plain
 from .resuming import StateFile
-from .system import derive_seed
+from .system import derive_seed, say, warn
 
 NETWORKS = {"classifier": Classifier, "predmi": PredMI, "expmi": ExpMI, "dense": DenseExpMI,
             "centred": CentredExpMI, "injector": Injector, "cond-mean": ConditionalMean, "prototypes": Prototypes,
@@ -127,3 +127,16 @@ def ready_to_use(network: nn.Module, task: NetworkTask) -> nn.Module:
     """For use only: no gradients of its weights are computed."""
     network = plain(network) if task.explained else network
     return network.eval().requires_grad_(False)
+
+
+def tell_found(task: NetworkTask, checkpoint: Checkpoint) -> None:
+    """Tells epochs and precision of a file that is used; warns where it was trained for more epochs than are asked for."""
+    if not checkpoint.ours:
+        say(f"{task.name:<13} {task.path}: found")
+        return
+    epochs = checkpoint.extra["epochs"]
+    precision = checkpoint.made_by.get("precision", checkpoint.extra.get("precision"))
+    say(f"{task.name:<13} {task.path}: found, {epochs} epochs, {precision}")
+    if task.extend and epochs > task.config.epochs:
+        warn(f"{task.path} was trained for {epochs} epochs, this run asks for {task.config.epochs}: it is used as it is; "
+             "remove it to train it anew")

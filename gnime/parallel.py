@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from signal import SIGINT
 
-from .errors import GnimeError, Stopped, UsageError
+from .errors import GnimeError, Stopped, UsageError, fixable
 from .system import Interrupt, stop_after, time_left
 
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
@@ -26,7 +26,7 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
     """
     context, waiting, running = multiprocessing.get_context("spawn"), list(works), {}
     fault: GnimeError | None = None
-    with Interrupt() as interrupt, _no_bars():
+    with Interrupt() as interrupt, _no_bars(), _ended(running):
         while waiting or running:
             stopping = fault is not None or interrupt.asked
             while waiting and len(running) < jobs and not stopping:
@@ -41,11 +41,23 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
                 for pipe, process in running.items():
                     _interrupt_once(pipe, process)
             for pipe in wait(list(running), timeout=0.2):
-                fault = _fault(pipe, running.pop(pipe)) or fault
+                found = _fault(pipe, running.pop(pipe))
+                fault = fault or found
     if fault:
         raise fault
     if interrupt.asked:
         raise Stopped("stopped; the same command goes on from what is saved")
+
+
+@contextlib.contextmanager
+def _ended(running: dict[Connection, multiprocessing.Process]) -> Iterator[None]:
+    """No process is left behind, however the block ends."""
+    try:
+        yield
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
 
 
 @contextlib.contextmanager
@@ -81,11 +93,12 @@ def _fault(pipe: Connection, process: multiprocessing.Process) -> GnimeError | N
     """The fault of a process that has ended. One that was stopped has none of its own."""
     try:
         kind, text = pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):
         kind, text = "died", ""
     process.join()  # before that its exit code is not known
     if kind == "died":
-        text = f"a process for an attacker ended with code {process.exitcode}; run the same command again"
+        how = "was killed, perhaps for want of memory" if process.exitcode == -9 else f"ended with code {process.exitcode}"
+        text = f"a process for an attacker {how}; the same command goes on from what is saved"
     return {"done": None, "stopped": None, "usage": UsageError(text)}.get(kind, GnimeError(text))
 
 
@@ -94,6 +107,7 @@ def _child(pipe: Connection, work: Work, seconds: float) -> None:
     os.setsid()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     stop_after(seconds)
+    Interrupt.announces = False  # the parent does
     try:
         signal.signal(SIGINT, signal.default_int_handler)
         if not pipe.poll():
@@ -105,7 +119,12 @@ def _child(pipe: Connection, work: Work, seconds: float) -> None:
         answer = "usage", str(error)
     except GnimeError as error:
         answer = "failed", str(error)
-    pipe.send(answer)
+    except Exception as error:
+        if (line := fixable(error)) is None:
+            raise
+        answer = "failed", line
+    with contextlib.suppress(OSError):  # the parent is gone
+        pipe.send(answer)
 
 
 def _end_with_parent(parent: int) -> None:

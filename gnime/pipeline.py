@@ -132,18 +132,20 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
     for row in rows:
         try:
             results[row.name] = evaluate_row(experiment.for_one_process(), row)
-        except Unfinished as error:
-            say(f"{row.name:<13} {error}; left out")
+        except Unfinished:
+            say(f"{row.name:<13} not finished; left out")
     if not results:
         return None
     warnings = compare(results)
     unfinished = [row.name for row in rows if row.name not in results]
+    if experiment.run.repeats("validation"):
+        warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
     if unfinished:
         warnings.append(f"not finished, left out: {', '.join(unfinished)}")
     with artifact_lock(experiment.paths.results, folder=True):
         content = files.write(experiment, results, warnings, seconds_since(began))
         _pictures(experiment, results)
-    say("", "the paper's attacker:", files.paper_table(results), "", f"the best of {', '.join(experiment.run.attackers)}:",
+    say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
         files.verdict_table(results), "", *files.skipped(results), *files.bounds(results), "")
     for warning in warnings:
         warn(warning)

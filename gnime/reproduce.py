@@ -134,7 +134,10 @@ def reproduce(options: argparse.Namespace) -> int:
     from .report.docs import read_result
     from .system import say, stop_after, time_is_up
 
-    stop_after(options.budget - (options.margin or evaluation_seconds(options.budget)) if options.budget else math.inf)
+    margin = options.margin or evaluation_seconds(options.budget or 0.0)
+    if options.budget and margin >= options.budget:
+        raise UsageError(f"--margin {margin:g}: nothing is left of --budget {options.budget:g} for training; give less")
+    stop_after(options.budget - margin if options.budget else math.inf)
     asked = {*options.settings, *(CONTROLS if options.controls else ())}
     cells = list(dict.fromkeys((name, xai, seed) for seed in options.seeds for name in options.targets for xai in options.xai))
     for cell in cells:

@@ -107,6 +107,8 @@ def time_is_up() -> bool:
 class Interrupt:
     """Ctrl-C sets a flag that training checks after each step. A second Ctrl-C stops at once."""
 
+    announces = True  # of a process whose parent announces it: False
+
     @property
     def asked(self) -> bool:
         """Whether training should stop."""
@@ -123,7 +125,8 @@ class Interrupt:
         if self._pressed:
             raise KeyboardInterrupt
         self._pressed = True
-        warn("stopping at the end of this epoch, which is then saved; press Ctrl-C again to stop at once")
+        if self.announces:
+            warn("stopping at the end of this epoch, which is then saved; press Ctrl-C again to stop at once")
 
     def __exit__(self, *error):
         if self._usable:

@@ -8,7 +8,7 @@ from gnime.defences import DefenceInputs
 from gnime.defences.class_mean import class_means
 from gnime.defences.noise import row_noise
 from gnime.device import Device
-from gnime.evaluate import Result, compare, verdict
+from gnime.evaluate import Result, compare, exposed
 from gnime.metrics import leakage
 from gnime.models.inversion import ExpMI
 from gnime.registry import ATTACKERS, DEFAULT_ATTACKERS, DEFENCES, ROWS
@@ -103,17 +103,42 @@ def test_an_evaluation_that_contradicts_itself_warns(found, warned):
     assert [w.startswith(warned) for w in warnings] == [True] * bool(warned), warnings
 
 
+def of_errors(rows):
+    return {name: Result({"mse": 0.1, "mse_interval": [0, 1]}, errors, torch.empty(0), None) for name, errors in rows.items()}
+
+
 def test_the_verdict_by_hand():
-    """40 images of which the row exposes two: it recovers them as the undefended attacker does, and nothing of the others."""
-    prediction, undefended = torch.full((40,), 0.1), torch.full((40,), 0.02)
+    """100 images of which the row exposes five: it recovers them as the undefended attacker does, and nothing of the others."""
+    prediction, undefended = torch.full((100,), 0.1), torch.full((100,), 0.02)
     row = prediction.clone()
-    row[[3, 17]] = 0.02
-    found = verdict(row, prediction, undefended)
-    assert found["residual_leakage"] == pytest.approx(2 / 40)
-    assert found["residual_leakage_exposed"] == pytest.approx(1.0)  # 5 % of 40 images
-    low, high = found["residual_leakage_interval"]  # binomial: 0.05 +- 1.96 sqrt(0.05 * 0.95 / 40)
-    assert low == pytest.approx(0.0, abs=0.03) and high == pytest.approx(0.1175, abs=0.03)
-    assert verdict(row, undefended, prediction)["residual_leakage"] is None, "no leak was found"
+    row[[3, 17, 40, 41, 99]] = 0.02
+    rows = {"predmi": prediction, "expmi": undefended, "gnime": row}
+    results = of_errors(rows)
+    compare(results)
+    found = results["gnime"].numbers
+    assert found["residual_leakage"] == pytest.approx(5 / 100)
+    assert found["residual_leakage_exposed"] == pytest.approx(1.0)  # 5 % of 100 images
+    low, high = found["residual_leakage_interval"]  # binomial: 0.05 +- 1.96 sqrt(0.05 * 0.95 / 100)
+    assert low == pytest.approx(0.007, abs=0.02) and high == pytest.approx(0.093, abs=0.02)
+    assert "residual_leakage_interval" not in results["predmi"].numbers, "0 by definition"
+
+
+def test_images_that_chance_exposes_are_no_leak():
+    """A row whose errors are those without explanations and as much noise again; and one that leaks half of it."""
+    generator = torch.Generator().manual_seed(0)
+    prediction, undefended = 0.1 + 0.02 * torch.randn(4000, generator=generator), torch.full((4000,), 0.02)
+    null = 0.1 + 0.02 * torch.randn(4000, generator=generator)
+    assert abs(exposed(null, prediction, undefended)) < 0.05
+    assert exposed(null - 0.04, prediction, undefended) > 0.5
+    assert exposed(null[:60], prediction[:60], undefended[:60]) is None, "3 images"
+
+
+def test_a_row_that_adds_nothing_and_leaks_warns():
+    prediction = torch.rand(200) + 1
+    rows = {"predmi": prediction, "expmi": prediction - 0.9, "blank": prediction - 0.3, "cond-mean": prediction}
+    results = of_errors(rows)
+    (warning,) = compare(results)
+    assert warning.startswith("blank: its maps add nothing to the prediction, but residual leakage is 33%")
 
 
 def test_an_interval_is_paired_over_images():

@@ -60,9 +60,8 @@ def slow_kernel(maps, logits, rows, columns, he, hy):
         for j, b in enumerate(columns):
             dy = np.linalg.norm(logits[a] - logits[b])
             made[i, j] = 0.5 * math.exp(-(dy**2) / (2 * hy**2))
-            if maps is not None:
-                de = np.linalg.norm(maps[a] - maps[b])
-                made[i, j] += math.exp(-(de**2) / (2 * he**2) - dy**2 / (2 * hy**2))
+            de = 0.0 if maps is None else np.linalg.norm(maps[a] - maps[b])
+            made[i, j] += math.exp(-(de**2) / (2 * (he or 1.0) ** 2) - dy**2 / (2 * hy**2))
     return made
 
 
@@ -132,7 +131,16 @@ def test_kernel_by_hand():
     expected = [[math.exp(-0.5) * 0.5 + math.exp(-0.5 - 0.5), 1.5]]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.double))
     without = module.similarity(module.distances(one._replace(maps=None), other._replace(maps=None)), None, 2.0)
-    torch.testing.assert_close(without, torch.tensor([[0.5 * math.exp(-0.5), 0.5]], dtype=torch.double))
+    torch.testing.assert_close(without, torch.tensor([[1.5 * math.exp(-0.5), 1.5]], dtype=torch.double))
+
+
+def test_constant_maps_are_worth_as_much_as_none():
+    """So a blank explanation leaks nothing, to the last digit."""
+    predictions = torch.randn(30, 4)
+    standard, without = (module.scales(module.Seen(maps, predictions))(module.Seen(maps, predictions))
+                         for maps in (torch.full((30, 6), 0.3), None))
+    assert module.similarity(module.distances(standard, standard), 0.7, 1.5).equal(
+        module.similarity(module.distances(without, without), None, 1.5))
 
 
 def test_a_fit_that_can_be_solved_by_hand():

@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..registry import METRICS, colour, find_row, in_order
+from ..entries import Metric
+from ..registry import METRICS, RESIDUAL, colour, find_row, in_order
 from ..store import digest_of, writing
 
 matplotlib.use("Agg")
@@ -64,8 +65,9 @@ def injector_progress(path: Path, image: Tensor, explanation: Tensor, protected:
 
 
 def metric_bars(path: Path, results: dict) -> None:
-    """A panel per metric, a bar per setting."""
+    """A panel per metric of the paper's attacker, and one of residual leakage by the best attacker; a bar per setting."""
     panels = {name: metric for name, metric in METRICS.items() if name != "psnr"}  # MSE again, on another scale
+    panels[RESIDUAL] = Metric(RESIDUAL, "residual leakage by the best attacker", "", safer="lower")
     names, columns = list(results), 3
     lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(max(9.0, 1.7 * len(names)), 2.8 * lines), squeeze=False)
@@ -73,18 +75,20 @@ def metric_bars(path: Path, results: dict) -> None:
         axis.set_axis_off()
     for axis, (name, metric) in zip(axes.flat, panels.items(), strict=False):
         values = [results[row].numbers.get(name) for row in names]
-        bars = axis.bar(names, [value or 0 for value in values], color=[colour(find_row(row)) for row in names])
-        tops = bars
-        if name == "mse":
-            spans = [results[row].numbers["mse_interval"] for row in names]
-            errors = np.array([[v - low, high - v] for v, (low, high) in zip(values, spans, strict=True)]).T.clip(0)
-            axis.errorbar(names, values, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
-            tops = axis.bar(names, [high for _, high in spans], alpha=0)  # labels stand above the intervals
-        axis.bar_label(tops, ["-" if value is None else f"{value:.3g}" for value in values], fontsize=7, padding=2)
-        title = metric.title + (", 95 % interval" if name == "mse" else "")
+        heights = [value or 0 for value in values]
+        bars = axis.bar(names, heights, color=[colour(find_row(row)) for row in names])
+        spans = [results[row].numbers.get(f"{name}_interval") for row in names]
+        if any(spans):
+            spans = [span or (height, height) for span, height in zip(spans, heights, strict=True)]
+            errors = np.array([[v - low, high - v] for v, (low, high) in zip(heights, spans, strict=True)]).T.clip(0)
+            axis.errorbar(names, heights, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
+            bars = axis.bar(names, [high for _, high in spans], alpha=0)  # labels stand above the intervals
+        axis.bar_label(bars, ["-" if value is None else f"{value:.3g}" for value in values], fontsize=7, padding=2)
+        title = metric.title + (", 95 % interval" if any(spans) else "")
         axis.set_title(title + (f" ({metric.safer}: safer)" if metric.safer else ""), fontsize=9)
         axis.tick_params(labelsize=8)
-        axis.tick_params(axis="x", rotation=30 if len(names) > 4 else 0)
+        if len(names) > 4:
+            axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
         axis.margins(y=0.15)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -122,10 +126,10 @@ def training_curves(path: Path, losses: list, histories: dict[str, list], weight
             axis.plot(np.arange(1, len(values) + 1), values, label=name, color=colour(find_row(name)),
                       marker="." if len(values) < 3 else None)
     axis.set_yscale("log")
-    axis.set_title("attackers: validation MSE", fontsize=9)
+    axis.set_title("the paper's attackers: validation MSE", fontsize=9)
     axis.set_xlabel("epoch", fontsize=8)
     axis.tick_params(labelsize=8)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves
     figure.tight_layout()
     _save(figure, path)
 

@@ -31,7 +31,7 @@ def verdict_table(results: dict[str, Result]) -> str:
                       _number(numbers[RESIDUAL], ".1%"), "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
                       _number(numbers.get(f"{RESIDUAL}_exposed"), ".1%"),
                       f"{sum(result.costs.values()):.0f} s"])
-    return _aligned(["setting", "best attacker", "MSE", "SSIM", "MSE, best per image", "residual leakage", "95 % interval",
+    return _aligned(["setting", "best attacker", "MSE", "SSIM", "MSE, best per image", "residual leakage", "95 % (test images)",
                      "most exposed 5 %", "cost"], lines)
 
 
