@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..products import product
 from .sizes import CACHED, THIN
+from .thin import ThinTransposed
 
 
 def spread_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -29,22 +30,27 @@ def spread_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """conv2d(nearest x2 of x, weight, bias, padding=1). x (N, I, H, W), weight (O, I, 3, 3) -> (N, O, 2H, 2W).
 
-    Nine products a pixel on a CPU. On a GPU, and with few output channels, the library's kernel with 16 is faster.
+    Nine products a pixel on a CPU; 16 with few output channels, and on a GPU, where the library's kernel is faster.
     """
-    if x.device.type != "cpu" or len(weight) < THIN:
+    if x.device.type != "cpu":
         return folded_conv(x, weight, bias)
+    if len(weight) < THIN:
+        y = ThinTransposed.apply(x, _folded(weight), 2)
+        return y + bias.to(y.dtype)[:, None, None]
     return TapProducts.apply(x, _taps(weight), bias)
 
 
 def folded_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`upsample_conv` as one transposed 4x4 convolution of stride 2: 16 products a pixel instead of 36.
+    """`upsample_conv` as one transposed 4x4 convolution of stride 2: 16 products a pixel instead of 36."""
+    return F.conv_transpose2d(x, _folded(weight), bias, stride=2, padding=1)
 
-    Taps that meet copies of the same pixel are added up beforehand.
-    """
+
+def _folded(weight: Tensor) -> Tensor:
+    """(O, I, 3, 3) -> (I, O, 4, 4): taps that meet copies of the same pixel are added up."""
     for axis in (2, 3):
         first, second, third = weight.unbind(axis)
         weight = torch.stack([third, second + third, first + second, first], axis)
-    return F.conv_transpose2d(x, weight.transpose(0, 1), bias, stride=2, padding=1)
+    return weight.transpose(0, 1)
 
 
 def _taps(weight: Tensor) -> Tensor:
