@@ -11,6 +11,7 @@ from gnime.batches import channels_last
 from gnime.ops import convolution, pooling, upsampling, winograd
 from gnime.ops import thin as thin_module
 from gnime.ops.convolution import conv
+from gnime.ops.dense import dense
 from gnime.ops.pooling import relu_and_pool
 from gnime.ops.thin import ThinTransposed
 from gnime.ops.upsampling import TapProducts, _taps, folded_conv, spread_conv, upsample_conv
@@ -125,6 +126,18 @@ def test_convolutions_under_autocast(shape, outputs, kind, monkeypatch):
     assert found[0].dtype == torch.bfloat16
     rounded = [i.bfloat16().double() for i in inputs]
     close(found, with_gradients(lambda *given: F.conv2d(*given, padding=1), rounded, cotangent.double()), 1e-2)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-5), (torch.double, 1e-13)])
+def test_dense_layers(dtype, relative):
+    torch.manual_seed(0)
+    inputs = torch.randn(70, 300), torch.randn(90, 300), torch.randn(90)
+    cotangent = torch.randn(70, 90)
+    expected = with_gradients(F.linear, [i.double() for i in inputs], cotangent)
+    close(with_gradients(dense, [i.to(dtype) for i in inputs], cotangent), expected, relative)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dense(*inputs).dtype == torch.bfloat16
+    assert dense(inputs[0][:0].to(dtype), *(i.to(dtype) for i in inputs[1:])).shape == (0, 90)
 
 
 @pytest.mark.parametrize(("shape", "outputs"), [  # of the paper's networks, few images

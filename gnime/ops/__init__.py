@@ -18,8 +18,8 @@ def accelerate(network: nn.Module) -> nn.Module:
     """Replaces, in place, the forward passes of the network's encoders, decoders and classifiers by fast ones. Returns it.
 
     Parameters, state-dict keys and values stay; a module's class becomes a subclass of what it was. Modules of other classes
-    stay as they are. An accelerated network calls no forward hooks of its convolutions, and has no second derivatives.
-    Explainers refuse an accelerated classifier: see `plain`.
+    stay as they are. An accelerated network calls no forward hooks of its convolutions and of a classifier's dense layers, and
+    has no second derivatives. Explainers refuse an accelerated classifier: see `plain`.
     """
     return _replace(network, FAST)
 
