@@ -38,7 +38,9 @@ def results(root):
 def agree(found, expected):
     for setting, numbers in found.items():
         for metric in {"mse", "ssim", "deepsim", "distortion"} & numbers.keys():
-            assert numbers[metric] == pytest.approx(expected[setting][metric], rel=1e-3, abs=1e-4), (setting, metric)
+            # OND scales a gradient to a given length, however small it is, and ten times over: rounding grows
+            relative = 1e-2 if setting == "ond" else 1e-3
+            assert numbers[metric] == pytest.approx(expected[setting][metric], rel=relative, abs=1e-4), (setting, metric)
 
 
 def test_the_scripts_find_on_cuda_what_they_find_on_a_cpu(scripts, tmp_path, monkeypatch):

@@ -134,3 +134,7 @@ def test_shape_range_and_type(xai):
     assert found.dtype == torch.float32
     assert found.amin((2, 3)).abs().max() == 0
     torch.testing.assert_close(found.amax((2, 3)), torch.ones(found.shape[:2]))
+
+
+def test_lrp_of_no_images():
+    assert EXPLAINERS["lrp"].load()(small_classifier(), torch.rand(0, 3, 16, 16)).shape == (0, 3, 16, 16)

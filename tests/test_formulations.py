@@ -9,8 +9,11 @@ from torch import nn
 
 from gnime.batches import channels_last
 from gnime.ops import convolution, pooling, upsampling, winograd
+from gnime.ops import thin as thin_module
 from gnime.ops.convolution import conv
+from gnime.ops.dense import dense
 from gnime.ops.pooling import relu_and_pool
+from gnime.ops.thin import ThinTransposed
 from gnime.ops.upsampling import TapProducts, _taps, folded_conv, spread_conv, upsample_conv
 
 
@@ -34,7 +37,12 @@ def close(found, expected, relative):
         assert (one.double() - other).abs().max() <= relative * other.abs().max()
 
 
-@pytest.mark.parametrize("function", [folded_conv, products])
+def thin(x, weight, bias):
+    y = ThinTransposed.apply(x, upsampling._folded(weight), 2)
+    return y + bias.to(y.dtype)[:, None, None]
+
+
+@pytest.mark.parametrize("function", [folded_conv, products, thin])
 @pytest.mark.parametrize(("shape", "outputs"), [((1, 3, 1, 1), 2), ((2, 5, 1, 4), 33), ((7, 16, 4, 4), 40), ((3, 2, 5, 3), 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_upsampling_convolutions(function, shape, outputs, layout, monkeypatch):
@@ -76,7 +84,8 @@ def test_parts_are_few_images_each(taps, shape, lengths):
     ((4, 5, 6, 8), 6),  # no whole tiles: the library's
     ((4, 5, 8, 6), 6),
     ((3, 40, 5, 4), 3),  # few outputs
-    ((2, 3, 4, 4), 5),
+    ((2, 3, 4, 5), 5),  # few inputs
+    ((3, 1, 6, 3), 9),
 ])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -86,11 +95,49 @@ def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
     cotangent = torch.randn(shape[0], outputs, *shape[2:])
     expected = with_gradients(lambda *given: F.conv2d(*given, padding=1), [i.double() for i in inputs], cotangent)
     monkeypatch.setattr(convolution, "WIDE", 20)
+    monkeypatch.setattr(convolution, "THIN_INPUT", 4)
     monkeypatch.setattr(convolution, "MANY", 3)
     monkeypatch.setattr(winograd, "TILES", shape[2] * shape[3] // 8)  # two images at a time and a rest
     laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
     close(with_gradients(conv, [i.double() for i in laid_out], cotangent), expected, 1e-13)
     close(with_gradients(conv, laid_out, cotangent), expected, 1e-5)
+
+
+@pytest.mark.parametrize(("shape", "outputs", "kind"), [
+    ((9, 64, 8, 8), 1, "ThinTransposed"), ((5, 64, 8, 8), 3, "ThinTransposed"), ((64, 256, 4, 4), 512, "Winograd"),
+    ((64, 512, 4, 4), 256, "Winograd"), ((9, 1, 8, 8), 64, None), ((16, 64, 8, 8), 128, None)])
+def test_convolutions_under_autocast(shape, outputs, kind, monkeypatch):
+    """Maps and their gradients are bf16, of 8 bits: an error of a hundredth of the largest value is allowed."""
+    torch.manual_seed(0)
+    inputs = torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)
+    cotangent = torch.randn(shape[0], outputs, *shape[2:]).bfloat16()
+    called = []
+    for function in (thin_module.ThinTransposed, thin_module.ThinInputConv, winograd.Winograd):
+        monkeypatch.setattr(function, "apply", lambda *given, f=function, original=function.apply: called.append(f.__name__)
+                            or original(*given))
+    laid_out = [i.contiguous(memory_format=torch.channels_last) if i.ndim == 4 else i for i in inputs]
+
+    def under_autocast(x, weight, bias):
+        with torch.autocast("cpu", torch.bfloat16):
+            return conv(x.bfloat16(), weight, bias)
+
+    found = with_gradients(under_autocast, laid_out, cotangent)
+    assert called == ([kind] if kind else [])
+    assert found[0].dtype == torch.bfloat16
+    rounded = [i.bfloat16().double() for i in inputs]
+    close(found, with_gradients(lambda *given: F.conv2d(*given, padding=1), rounded, cotangent.double()), 1e-2)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-5), (torch.double, 1e-13)])
+def test_dense_layers(dtype, relative):
+    torch.manual_seed(0)
+    inputs = torch.randn(70, 300), torch.randn(90, 300), torch.randn(90)
+    cotangent = torch.randn(70, 90)
+    expected = with_gradients(F.linear, [i.double() for i in inputs], cotangent)
+    close(with_gradients(dense, [i.to(dtype) for i in inputs], cotangent), expected, relative)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dense(*inputs).dtype == torch.bfloat16
+    assert dense(inputs[0][:0].to(dtype), *(i.to(dtype) for i in inputs[1:])).shape == (0, 90)
 
 
 @pytest.mark.parametrize(("shape", "outputs"), [  # of the paper's networks, few images
@@ -195,17 +242,18 @@ def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
         wanted.requires_grad_(False)
 
 
-@pytest.mark.parametrize("outputs", [3, 128])
-def test_no_images(outputs):
-    inputs = [torch.zeros(shape, requires_grad=True) for shape in ((0, 64, 8, 8), (outputs, 64, 3, 3), (outputs,))]
+@pytest.mark.parametrize(("channels", "outputs"), [(64, 3), (64, 128), (3, 64)])
+def test_no_images(channels, outputs):
+    inputs = [torch.zeros(shape, requires_grad=True) for shape in ((0, channels, 8, 8), (outputs, channels, 3, 3), (outputs,))]
     found = with_gradients(conv, inputs, torch.zeros(0, outputs, 8, 8))
     assert [one.shape for one in found] == [(0, outputs, 8, 8), *(i.shape for i in inputs)]
     assert not any(one.any() for one in found)
 
 
-def test_thin_convolutions_are_folded(monkeypatch):
+def test_thin_upsampling_convolutions_are_folded(monkeypatch):
     used = []
-    monkeypatch.setattr(upsampling, "folded_conv", lambda *inputs: used.append(len(inputs[1])))
+    original = upsampling._folded
+    monkeypatch.setattr(upsampling, "_folded", lambda weight: used.append(len(weight)) or original(weight))
     for outputs in (1, 31, 32, 64):
         upsample_conv(torch.zeros(1, 2, 2, 2), torch.zeros(outputs, 2, 3, 3), torch.zeros(outputs))
     assert used == [1, 31]

@@ -83,7 +83,7 @@ def _transposed(share: Tensor, weight: Tensor, layer: nn.Conv2d, shape: torch.Si
         return torch.autograd.grad(z, x, share)[0]
     if layer.in_channels < THIN and layer.groups == 1:
         products = product(weight.flatten(1).T, share.transpose(0, 1).flatten(1))  # (C * taps, N * outputs' pixels)
-        products = products.unflatten(1, (len(share), -1)).transpose(0, 1)  # (N, C * taps, outputs' pixels)
+        products = products.view(len(products), len(share), share.shape[2:].numel()).transpose(0, 1)  # (N, C * taps, pixels)
         return F.fold(products, shape[2:], layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     rest = [
         size - ((out - 1) * stride - 2 * pad + dilation * (kernel - 1) + 1)

@@ -1,7 +1,7 @@
-"""Fast formulations of the networks' layers, and two functions: one puts them in place, the other removes them.
+"""Fast formulations of the networks' layers, and the two functions that put them in place and remove them.
 
-Up to rounding they have the outputs and the gradients of the plain networks in `gnime.models` (tests/test_formulations.py).
-Most of them are for CPUs. On a GPU they call the library's kernels.
+The fast ones compute what the plain networks of `gnime.models` compute, outputs and gradients, up to rounding
+(tests/test_formulations.py). Most are for CPUs; each one chooses by the device of its input.
 """
 
 from torch import nn
@@ -15,11 +15,11 @@ FAST = {Encoder: FastEncoder, Decoder: FastDecoder, Classifier: FastClassifier}
 
 
 def accelerate(network: nn.Module) -> nn.Module:
-    """Gives the network's encoders, decoders and classifiers fast forward passes, in place. Returns the network.
+    """Replaces, in place, the forward passes of the network's encoders, decoders and classifiers by fast ones. Returns it.
 
-    The class of such a module becomes a subclass of its class. Parameters, state-dict keys and all other modules stay as they
-    are. An accelerated network does not call forward hooks of its convolutions and does not have second derivatives.
-    Explainers refuse an accelerated classifier; see `plain`.
+    Parameters, state-dict keys and values stay; a module's class becomes a subclass of what it was. Modules of other classes
+    stay as they are. An accelerated network calls no forward hooks of its convolutions and of a classifier's dense layers, and
+    has no second derivatives. Explainers refuse an accelerated classifier: see `plain`.
     """
     return _replace(network, FAST)
 

@@ -3,10 +3,11 @@
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..models.classifier import Classifier
 from .convolution import conv
+from .dense import dense
 
 
 class FastClassifier(Classifier):
@@ -22,5 +23,5 @@ class FastClassifier(Classifier):
             # The gradient of nn.Flatten is contiguous. In that order the backward pass of the convolutions would be slower.
             x.register_hook(partial(Tensor.contiguous, memory_format=torch.channels_last))
         for layer in layers[end:]:
-            x = layer(x)
+            x = dense(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
         return x

@@ -1,6 +1,6 @@
-"""Nearest upsampling followed by a 3x3 convolution, in one operation.
+"""Nearest upsampling followed by a 3x3 convolution, in one.
 
-The pixels of an upsampled map are copies, so the two plain operations compute most products several times.
+The pixels of an upsampled map are copies, so the plain pair computes most of its products several times.
 """
 
 from collections.abc import Iterator
@@ -12,40 +12,45 @@ from torch.autograd.function import once_differentiable
 
 from ..products import product
 from .sizes import CACHED, THIN
+from .thin import ThinTransposed
 
 
 def spread_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """conv2d(nearest x4 of x, weight, bias, padding=1). x (N, I, 1, 1), weight (O, I, 3, 3), bias (O,) -> (N, O, 4, 4).
+    """conv2d(nearest x4 of x, weight, bias, padding=1). x (N, I, 1, 1), weight (O, I, 3, 3) -> (N, O, 4, 4).
 
-    All 16 pixels of the upsampled map are equal, so one product per tap is enough. An output pixel is the sum over the taps
-    that lie inside the map.
+    All 16 pixels are equal, so nine products are enough: one for each tap. An output adds up the taps that lie inside the map.
     """
     products = F.linear(x.flatten(1), _taps(weight)).unflatten(1, (9, -1))  # (N, 9, O)
-    position = torch.arange(4, device=x.device)[:, None] + torch.arange(3, device=x.device)  # (4, 3), in the padded map
-    inside = ((position > 0) & (position < 5)).to(products.dtype)  # (4, 3)
+    place = torch.arange(4, device=x.device)[:, None] + torch.arange(3, device=x.device)  # (4, 3): row of output + tap
+    inside = ((place > 0) & (place < 5)).to(products.dtype)  # (4, 3)
     summed = torch.kron(inside, inside) @ products  # (N, 16, O)
     return (summed + bias.to(summed.dtype)).unflatten(1, (4, 4)).permute(0, 3, 1, 2)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """conv2d(nearest x2 of x, weight, bias, padding=1). x (N, I, H, W), weight (O, I, 3, 3), bias (O,) -> (N, O, 2H, 2W).
+    """conv2d(nearest x2 of x, weight, bias, padding=1). x (N, I, H, W), weight (O, I, 3, 3) -> (N, O, 2H, 2W).
 
-    On a CPU it takes nine products per pixel of x. On a GPU, and with few output channels, `folded_conv` with its 16 is faster.
+    Nine products a pixel on a CPU; 16 with few output channels, and on a GPU, where the library's kernel is faster.
     """
-    if x.device.type != "cpu" or len(weight) < THIN:
+    if x.device.type != "cpu":
         return folded_conv(x, weight, bias)
+    if len(weight) < THIN:
+        y = ThinTransposed.apply(x, _folded(weight), 2)
+        return y + bias.to(y.dtype)[:, None, None]
     return TapProducts.apply(x, _taps(weight), bias)
 
 
 def folded_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`upsample_conv` as one transposed 4x4 convolution of stride 2: 16 products per pixel of x instead of 36.
+    """`upsample_conv` as one transposed 4x4 convolution of stride 2: 16 products a pixel instead of 36."""
+    return F.conv_transpose2d(x, _folded(weight), bias, stride=2, padding=1)
 
-    Taps that would be multiplied with copies of the same pixel are added first.
-    """
+
+def _folded(weight: Tensor) -> Tensor:
+    """(O, I, 3, 3) -> (I, O, 4, 4): taps that meet copies of the same pixel are added up."""
     for axis in (2, 3):
         first, second, third = weight.unbind(axis)
         weight = torch.stack([third, second + third, first + second, first], axis)
-    return F.conv_transpose2d(x, weight.transpose(0, 1), bias, stride=2, padding=1)
+    return weight.transpose(0, 1)
 
 
 def _taps(weight: Tensor) -> Tensor:
@@ -54,10 +59,10 @@ def _taps(weight: Tensor) -> Tensor:
 
 
 class TapProducts(torch.autograd.Function):
-    """`upsample_conv` as one matrix product with the nine taps, followed by additions.
+    """`upsample_conv` as one matrix product with the nine taps, then additions.
 
     x (N, I, H, W), taps (9 * O, I), bias (O,) -> (N, O, 2H, 2W), channels last. Along an axis, let u, v, w be the products of
-    a pixel with the three taps. Output 2i is u[i-1] + v[i] + w[i], output 2i + 1 is u[i] + v[i] + w[i+1]. A few images are
+    a pixel with the three taps: output 2i is u[i-1] + v[i] + w[i], output 2i + 1 is u[i] + v[i] + w[i+1]. A few images are
     computed at a time, so that the products stay in cache.
     """
 
@@ -100,7 +105,7 @@ class TapProducts(torch.autograd.Function):
 def _images(taps: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Each map (N, C, H, W) as parts (k, H, W, C), with k such that the products of a part fit the cache.
 
-    A part has at least 2 * I pixels, so that summing the parts' gradients of the taps costs little.
+    A part has at least 2 * I pixels, so that adding its gradient of the taps to the sum costs little.
     """
     _, inputs, h, w = maps[0].shape
     pixels = max(CACHED // len(taps), 2 * inputs)
@@ -108,7 +113,7 @@ def _images(taps: Tensor, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _add_up(products: tuple[Tensor, ...], outputs: tuple[Tensor, ...], axis: int) -> None:
-    """The sums of `TapProducts` along an axis. products: u, v, w. outputs: even and odd pixels, overwritten."""
+    """The sums of `TapProducts` along an axis. products: u, v, w; outputs, written: even, odd."""
     (u, v, w), (even, odd), rest = products, outputs, products[0].shape[axis] - 1
     torch.add(v, w, out=even)
     even.narrow(axis, 1, rest).add_(u.narrow(axis, 0, rest))
@@ -117,7 +122,7 @@ def _add_up(products: tuple[Tensor, ...], outputs: tuple[Tensor, ...], axis: int
 
 
 def _add_up_backward(outputs: tuple[Tensor, ...], products: tuple[Tensor, ...], axis: int) -> None:
-    """The transpose of `_add_up`. outputs: gradients of even and odd pixels. products: those of u, v, w, overwritten."""
+    """The transpose of `_add_up`: gradients of even, odd -> gradients of u, v, w, written."""
     (even, odd), (u, v, w), rest = outputs, products, outputs[0].shape[axis] - 1
     torch.add(even, odd, out=v)
     u.copy_(odd).narrow(axis, 0, rest).add_(even.narrow(axis, 1, rest))
