@@ -135,8 +135,6 @@ def reproduce(options: argparse.Namespace) -> int:
     from .system import say, stop_after, time_is_up
 
     margin = options.margin or evaluation_seconds(options.budget or 0.0)
-    if options.budget and margin >= options.budget:
-        raise UsageError(f"--margin {margin:g}: nothing is left of --budget {options.budget:g} for training; give less")
     stop_after(options.budget - margin if options.budget else math.inf)
     asked = {*options.settings, *(CONTROLS if options.controls else ())}
     cells = list(dict.fromkeys((name, xai, seed) for seed in options.seeds for name in options.targets for xai in options.xai))
@@ -225,7 +223,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--budget", type=_seconds, metavar="SECONDS",
                       help="after which all ends; training stops before, and finished settings are evaluated")
     made.add_argument("--margin", type=_seconds, metavar="SECONDS",
-                      help="of the budget, kept for evaluation (default: a tenth of it, from 10 to 60 s)")
+                      help="of the budget, kept for evaluation (default: a tenth of it, from 10 to 60 s); as "
+                           "large as the budget: nothing is trained")
     made.add_argument("--root", type=Path, default=Path(".reproduce"), help="networks and arrays; may be deleted after")
     made.add_argument("--datasets", type=Path, default=Path("datasets"), help="data")
     made.add_argument("--results", type=Path, default=Path("results"), help="one JSON per run")
