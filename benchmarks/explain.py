@@ -76,7 +76,7 @@ def main():
     report = Report(chosen)
     print(f"{n} images, ours in batches of {AT_ONCE['cpu']}")
     for name, library, explain, goal in (("grad", "captum", captum_grad, 1.7), ("gradcam", "captum", captum_gradcam, 1.8),
-                                         ("lrp", "zennit", zennit_lrp, 5.0)):
+                                         ("lrp", "zennit", zennit_lrp, 3.5)):
         if importlib.util.find_spec(library) is None:
             print(f"{name}: {library} is not installed, not measured")
             continue

@@ -105,7 +105,7 @@ def main():
     has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
     if not has_bf16:
         print("this processor has no bf16 instructions: bf16 is not measured")
-    for step, goals in ((injector_step, (2.8, 5.5)), (predmi_step, (2.2, 4.0)), (victim_step, (1.3, 2.5))):
+    for step, goals in ((injector_step, (3.0, 5.0)), (predmi_step, (5.0, 9.5)), (victim_step, (2.5, 3.5))):
         for bf16, goal in zip((False, True), goals, strict=True):
             if bf16 and not has_bf16:
                 continue
