@@ -21,7 +21,7 @@ demo: .venv/ready
 	@echo "pictures: $(CURDIR)/$(DEMO)/figures/digits_lrp"
 
 test: .venv/ready-tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/ready-tests
 	$(BIN)/ruff check .
