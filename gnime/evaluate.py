@@ -15,6 +15,7 @@ from .arrays import scratch
 from .attackers import Fitted, Reconstruct
 from .batches import Rows, cache_on_device, iter_batches
 from .data import AttackerData
+from .defences import Protect
 from .device import full_fp32
 from .entries import load
 from .errors import GnimeError
@@ -67,8 +68,9 @@ def protect(experiment: Experiment, row: Row) -> Rows | None:
     if row.defence is None:
         return None
     maps = None if row.defence == "none" else scratch(tuple(clean.shape), np.float32, experiment.paths.aux)
+    defence = _defence(experiment, row)
     with torch.no_grad(), full_fp32():
-        for rows, protected in _published(experiment, row):
+        for rows, protected in _published(experiment, row, defence):
             if maps is not None:
                 maps[rows.start : rows.stop] = protected.float().cpu().numpy()
     return clean if maps is None else cache_on_device(maps, experiment.device.torch)
@@ -77,14 +79,19 @@ def protect(experiment: Experiment, row: Row) -> Rows | None:
 def try_defence(experiment: Experiment, row: Row) -> None:
     """Protects the first few images, so that a defence which fails is refused before hours are spent; see `protect`."""
     if row.defence is not None:
+        defence = _defence(experiment, row)
         with torch.no_grad(), full_fp32():
-            next(_published(experiment, row))
+            next(_published(experiment, row, defence))
 
 
-def _published(experiment: Experiment, row: Row) -> Iterator[tuple[range, Tensor]]:
+def _defence(experiment: Experiment, row: Row) -> Protect:
+    """The row's defence. What it needs may be trained here: not under `no_grad`, and in the run's own precision."""
+    return DEFENCES[row.defence].load()(experiment.defence_inputs(row), **row.parameters)
+
+
+def _published(experiment: Experiment, row: Row, defence: Protect) -> Iterator[tuple[range, Tensor]]:
     """Batch by batch, rows of the attacker's half and the maps of them that the row's service publishes."""
     clean = experiment.attacker_data
-    defence = DEFENCES[row.defence].load()(experiment.defence_inputs(row), **row.parameters)
     sources = [clean.explanations, clean.predictions, clean.images]
     for rows, (explanation, prediction, image) in iter_batches(sources, range(len(clean.images)), experiment.device.torch):
         if not explanation.isfinite().all():

@@ -19,7 +19,7 @@ from gnime.parallel import run_side_by_side
 from gnime.system import Interrupt
 
 REPOSITORY = Path(__file__).parent.parent
-ROWS = "predmi", "gnime", "negative"
+ROWS = "predmi", "gnime", "negative", "ond"
 
 
 def note(folder, name, seconds=0.0):
