@@ -5,6 +5,7 @@ import itertools
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from ..config import OFFICIAL
@@ -66,23 +67,22 @@ def settings_of(runs: list[dict]) -> list[str]:
     return in_order({setting for run in runs for setting in run["settings"]})
 
 
-def paper_tables(runs: list[dict]) -> list[str]:
-    """Paper | ours | difference in the paper's standard deviations, cell by cell."""
+def paper_tables(runs: list[dict], unmeasured: bool = True) -> list[str]:
+    """Paper | ours | difference in the paper's standard deviations, cell by cell; of targets without a run if `unmeasured`."""
     paper, groups, lines = read_paper(), group(runs), []
     for official in (DEFAULT, RELEASE):
         mode = "authors' release repeated (`--official`)" if official else "default mode"
         measured = {key: seeds for key, seeds in groups.items() if key[2] == official}
         if official and not measured:
-            lines += [f"### {mode}", "", "Not measured yet, in any cell.", ""]
+            lines += [f"### {mode}", "", "Not measured yet, in any cell.", ""] if unmeasured else []
             continue
-        for name in TARGETS:
+        for name in [name for name in TARGETS if unmeasured or name in {key[0] for key in measured}]:
             rows = []
-            for xai in PAPER_EXPLAINERS:
-                for setting in PAPER_ROWS:
-                    row = [xai, setting]
-                    for metric in PAPER_METRICS:
-                        row += _cell(paper, measured.get((name, xai, official), []), name, xai, setting, metric)
-                    rows.append(row)
+            for xai, setting in itertools.product(PAPER_EXPLAINERS, PAPER_ROWS):
+                row = [xai, setting]
+                for metric in PAPER_METRICS:
+                    row += _cell(paper, measured.get((name, xai, official), []), name, xai, setting, metric)
+                rows.append(row)
             head = ["explainer", "setting"]
             head += [f"{TITLES[metric]} {what}" for metric in PAPER_METRICS for what in ("paper", "ours", "diff/std")]
             lines += [f"### {name}, {mode}", "", *_table(head, rows)]
@@ -272,7 +272,7 @@ def document(found: dict[str, list[dict]]) -> str:
         "Paper: Table 1 of Jeong et al., NeurIPS 2022, mean ± standard deviation of five runs. diff/std: ours minus the",
         "paper's, in the paper's standard deviations. Only runs at the paper's sizes and epochs appear here.", "",
         *_chart("paper", paper), *paper_tables(paper), *official_tables(paper),
-        *_other_precisions(found, "paper", "The paper's table", paper_tables),
+        *_other_precisions(found, "paper", "The paper's table", partial(paper_tables, unmeasured=False)),
         f"## Reduced configurations{_in_precision(reduced)}", "",
         "Smaller networks, fewer images and epochs, a larger learning rate: what a CPU can do. They show order and direction",
         "on real data and are not comparable with the paper's table. Over images: quantiles of the test images' MSE and the",
