@@ -68,8 +68,8 @@ class Device:
 
     def autocast(self):
         """The context of forward passes in training: bfloat16 if the precision is "bf16"."""
-        if self.precision == "bf16":
-            return torch.autocast(self.torch.type, torch.bfloat16)
+        if self.precision == "bf16":  # a CUDA graph may not keep copies of weights that were made outside it
+            return torch.autocast(self.torch.type, torch.bfloat16, cache_enabled=self.torch.type == "cpu")
         return contextlib.nullcontext()
 
     def for_one_process(self) -> "Device":

@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from .batches import Rows, batches
 from .config import TrainConfig
 from .device import Device, average_gradients
 from .errors import GnimeError
+from .graphs import Step
 from .models.injector import Injector, two_player_step
 from .resuming import Resumable, StateFile
 from .system import Interrupt, derive_seed, permutation
@@ -69,13 +71,14 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     """
     network, config = task.network, task.config
     run = Resumable(file, [network], config, device)
+    step = Step(partial(_one_player_step, task, device), [network], device)
     plain = run.plain
     plain.setdefault("best_score", None)
     plain.setdefault("best_epoch", 0)
     with Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar:
         while plain["epoch"] < config.epochs and not _stale(plain, config):
             epoch = plain["epoch"]
-            train_loss = _epoch(task, run, epoch, interrupt)
+            train_loss = _epoch(task, run, step, interrupt)
             score = _same_everywhere(_validate(task, device), device)
             if plain["best_score"] is None or (score > plain["best_score"]) == task.higher and score != plain["best_score"]:
                 plain["best_score"], plain["best_epoch"] = score, epoch + 1
@@ -120,9 +123,16 @@ def _validate(task: TrainingTask, device: Device) -> float:
     return score
 
 
-def _epoch(task: TrainingTask, run: Resumable, epoch: int, interrupt: Interrupt) -> float:
+def _one_player_step(task: TrainingTask, device: Device, batch: list, share: float) -> Tensor:
+    with device.autocast():
+        loss = task.loss(task.network, batch)
+    (loss * share).backward()
+    return loss.detach()
+
+
+def _epoch(task: TrainingTask, run: Resumable, gradients: Step, interrupt: Interrupt) -> float:
     """Trains one epoch. Returns the mean training loss."""
-    network, device, (optimiser,) = task.network, run.device, run.optimisers
+    network, device, epoch, (optimiser,) = task.network, run.device, run.plain["epoch"], run.optimisers
     network.train()
     torch.manual_seed(derive_seed(task.seed, task.name, "dropout", epoch, device.rank))
     order = permutation(len(task.rows), task.seed, task.name, "order", epoch if task.shuffle else 0) + task.rows.start
@@ -132,13 +142,12 @@ def _epoch(task: TrainingTask, run: Resumable, epoch: int, interrupt: Interrupt)
     fetched = batches(task.sources, [rows for rows, _ in shares], device.torch)
     for step, (batch, (rows, share), part) in enumerate(zip(fetched, shares, parts, strict=True)):
         run.stop_if(interrupt)
-        optimiser.zero_grad()
         if len(rows):
-            with device.autocast():
-                loss = task.loss(network, batch)
-            (loss * share).backward()
-            total += loss.detach() * share * len(part)
-            finite = _note_finite(finite, loss.detach(), step)
+            loss = gradients(batch, share)
+            total += loss * share * len(part)
+            finite = _note_finite(finite, loss, step)
+        else:
+            optimiser.zero_grad()
         average_gradients(network, device.world)
         optimiser.step()
     return run.finish(total, finite, epoch, len(parts)).item() / len(order)
@@ -179,13 +188,14 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
         Stopped: the user pressed Ctrl-C, or the time of `system.stop_after` is up.
     """
     run = Resumable(file, [task.injector, task.inverter], task.config, device)
+    step = Step(partial(_two_player_step, task, device), run.networks, device)
     plain, n = run.plain, len(task.rows)
     size = min(task.config.batch_size, n)
     with Interrupt() as interrupt, _progress("injector", task.config, plain, device) as bar:
         while plain["epoch"] < task.config.epochs:
             epoch = plain["epoch"]
             order = permutation(n, task.seed, "injector", "order", epoch)[: n // size * size] + task.rows.start
-            plain["history"].append(_minmax_epoch(task, run, order.split(size), interrupt))
+            plain["history"].append(_minmax_epoch(task, run, step, order.split(size), interrupt))
             plain["epoch"] = epoch + 1
             bar.update()
             bar.set_postfix(distortion=f"{plain['history'][-1][0]:.4g}", inversion=f"{plain['history'][-1][1]:.4g}")
@@ -198,7 +208,14 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
     return {"epochs": plain["epoch"], "history": plain["history"], "seconds": round(plain["seconds"], 2)}
 
 
-def _minmax_epoch(task: MinMaxTask, run: Resumable, parts: Sequence[Tensor], interrupt: Interrupt) -> list[float]:
+def _two_player_step(task: MinMaxTask, device: Device, batch: list, share: float) -> Tensor:
+    with device.autocast():
+        losses = two_player_step(task.injector, task.inverter, batch, task.inversion_weight, task.official, share)
+    return torch.stack([losses.distortion, losses.inversion, losses.inverter])
+
+
+def _minmax_epoch(task: MinMaxTask, run: Resumable, gradients: Step, parts: Sequence[Tensor], interrupt: Interrupt,
+                  ) -> list[float]:
     """Trains one epoch. Returns the mean of each loss over the steps."""
     device, epoch = run.device, run.plain["epoch"]
     total, finite = torch.zeros(3, device=device.torch), torch.tensor(len(parts), device=device.torch)
@@ -206,14 +223,13 @@ def _minmax_epoch(task: MinMaxTask, run: Resumable, parts: Sequence[Tensor], int
     fetched = batches(task.sources, [rows for rows, _ in shares], device.torch)
     for step, (batch, (rows, share)) in enumerate(zip(fetched, shares, strict=True)):
         run.stop_if(interrupt)
-        for optimiser in run.optimisers:
-            optimiser.zero_grad()
         if len(rows):
-            with device.autocast():
-                losses = two_player_step(task.injector, task.inverter, batch, task.inversion_weight, task.official, share)
-            now = torch.stack([losses.distortion, losses.inversion, losses.inverter])
-            total += now * share
-            finite = _note_finite(finite, now.sum(), step)
+            losses = gradients(batch, share)
+            total += losses * share
+            finite = _note_finite(finite, losses.sum(), step)
+        else:
+            for optimiser in run.optimisers:
+                optimiser.zero_grad()
         for network, optimiser in zip(run.networks, run.optimisers, strict=True):
             average_gradients(network, device.world)
             optimiser.step()

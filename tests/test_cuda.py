@@ -1,14 +1,16 @@
 """The software on a CUDA device, or an emulated one, against the same on a CPU."""
 
 import contextlib
+import copy
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import emulated
 import pytest
 import torch
 
-from gnime import batches
+from gnime import batches, graphs
 from gnime.config import target
 from gnime.device import full_fp32
 from gnime.networks import build, classifier_spec
@@ -79,6 +81,50 @@ def test_no_step_of_a_training_waits_for_the_device(scripts, tmp_path, monkeypat
                 counts.setdefault(script, []).append(Counter(emulated.waits))
     for few, many in counts.values():
         assert few.total() and few == many
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "not recorded"])
+def test_losses_and_gradients_of_a_recorded_step(monkeypatch, capsys, recorded):
+    """Replayed for batches of the first one's size, launched anew for others; and where a graph cannot be made, warned of."""
+    replays = []
+
+    def refused(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    def counted(work, parameters):
+        replay, result = capture(work, parameters)
+        return lambda: (replays.append(1), replay()), result
+
+    with cuda():
+        capture = graphs.capture
+        monkeypatch.setattr(graphs, "capture", counted if recorded else refused)
+        device = SimpleNamespace(torch=torch.device("cuda:0"), world=1)
+        torch.manual_seed(0)
+        plain = torch.nn.Linear(4, 2)
+        network = copy.deepcopy(plain).to("cuda:0")
+        optimiser = torch.optim.SGD(network.parameters(), 0.5)
+
+        def work_of(network):
+            def work(batch, share):
+                loss = (network(batch[0]) - batch[2]).square().mean()
+                (loss * share).backward()
+                return loss.detach()
+            return work
+
+        step = graphs.Step(work_of(network), [network], device)
+        for size in (5, 5, 3, 5):  # weights change in between
+            batch = [torch.rand(size, 4), None, torch.rand(size, 2)]
+            plain.load_state_dict({name: value.cpu() for name, value in network.state_dict().items()})
+            plain.zero_grad()
+            expected = work_of(plain)(batch, 1.0)
+            found = step([None if value is None else value.to("cuda:0") for value in batch], 1.0)
+            torch.testing.assert_close(found.cpu(), expected)
+            for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
+                torch.testing.assert_close(ours.grad.cpu(), theirs.grad)
+            optimiser.step()
+    assert len(replays) == (3 if recorded else 0)
+    warning = capsys.readouterr().err
+    assert warning.count("without a CUDA graph") == (0 if recorded else 1) and "more" not in warning
 
 
 @pytest.mark.parametrize("name", EXPLAINERS)
