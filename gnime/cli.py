@@ -106,9 +106,7 @@ def parser(script: str) -> argparse.ArgumentParser:
     if script == "eval":
         data.add_argument("--settings", nargs="+", type=row_name, default=list(DEFAULT_ROWS), metavar="SETTING",
                           help=f"rows of the table, of {KNOWN} (default: {' '.join(DEFAULT_ROWS)})")
-        data.add_argument("--attackers", nargs="+", choices=[*ATTACKERS, "all"], default=list(DEFAULT_ATTACKERS),
-                          metavar="ATTACKER", help=f"that attack every row, of {', '.join(ATTACKERS)}, or all "
-                                                   f"(default: {' '.join(DEFAULT_ATTACKERS)})")
+        add_attackers(data)
         data.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="rows whose attackers are trained at once")
     if script == "prepare":
         data.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
@@ -139,6 +137,20 @@ def add_official(flags: argparse._ActionsContainer) -> None:
                             + "; ".join(f"{name} ({what})" for name, what in OFFICIAL.items()))
 
 
+def add_attackers(flags: argparse._ActionsContainer) -> None:
+    """Adds `--attackers`, which takes names in `ATTACKERS`."""
+    flags.add_argument("--attackers", nargs="+", choices=[*ATTACKERS, "all"], action=_Attackers, default=DEFAULT_ATTACKERS,
+                       metavar="ATTACKER", help=f"that attack every row, of {', '.join(ATTACKERS)}, or all (default: "
+                                                f"{' '.join(DEFAULT_ATTACKERS)})")
+
+
+class _Attackers(argparse.Action):
+    """Each name once, in the order of `ATTACKERS`. "all" means all of them."""
+
+    def __call__(self, parser, namespace, values, option=None) -> None:
+        setattr(namespace, self.dest, tuple(name for name in ATTACKERS if name in values or "all" in values))
+
+
 class _Official(argparse.Action):
     """Each choice once, in the order of `OFFICIAL`. `--official` without names means all of them."""
 
@@ -163,11 +175,9 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     if record.width < record.size:
         flags.error(f"argument --width: {record.width}: images of side {record.size} need at least {record.size}")
     rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
-    asked = getattr(given, "attackers", ())
-    attackers = tuple(name for name in ATTACKERS if name in asked or "all" in asked)
     return Run(script, record, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
-               rows, attackers, getattr(given, "skip_bad", False), getattr(given, "jobs", 1))
+               rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False), getattr(given, "jobs", 1))
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .cli import Formatter, Parser, add_official, at_least, guarded, row_name, target_name
+from .cli import Formatter, Parser, add_attackers, add_official, at_least, guarded, row_name, target_name
 from .config import OFFICIAL, Run, Target, TrainConfig, target
 from .errors import GnimeError, Stopped, UsageError
-from .registry import CONTROLS, EXPLAINERS, KNOWN, PAPER_EXPLAINERS, PAPER_ROWS, find_row, in_order
+from .registry import CONTROLS, DEFAULT_ATTACKERS, EXPLAINERS, KNOWN, PAPER_EXPLAINERS, PAPER_ROWS, find_row, in_order
 
 PROGRAM = "python -m gnime.reproduce"
 
@@ -60,7 +60,7 @@ def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int
     rehearsal = f"_limit{options.limit}" if options.limit else ""
     root = options.root / f"{options.preset}{rehearsal}{mode(options.official)}_seed{seed}"
     return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed, limit,
-               options.official, options.gpu, options.precision, rows=settings)
+               options.official, options.gpu, options.precision, rows=settings, attackers=options.attackers)
 
 
 def result_path(options: argparse.Namespace, cell: tuple[str, str, int]) -> Path:
@@ -120,6 +120,8 @@ def _write_result(options: argparse.Namespace, cell: tuple[str, str, int], run: 
         del measured["configuration"][place]
     flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2], "--limit": options.limit,
              "--settings": " ".join(measured["settings"]), "--precision": options.precision}
+    if options.attackers != DEFAULT_ATTACKERS:
+        flags["--attackers"] = " ".join(options.attackers)
     words = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
     measured["command"] = " ".join([PROGRAM, *words, *run.official_flag()])
     write_text(result_path(options, cell), json.dumps(measured, indent=1) + "\n")
@@ -170,7 +172,7 @@ def evaluation_seconds(budget: float) -> float:
 def _made_likewise(path: Path, result: dict, run: Run) -> set[str]:
     """The settings that a result has, if sizes and training are the run's: a file is of one configuration."""
     wanted = json.loads(json.dumps(run.describe()))
-    for key in ("limit", "official", "image", "width", "weight", "stages"):
+    for key in ("limit", "official", "image", "width", "weight", "stages", "attackers"):
         if result["configuration"].get(key) != wanted[key]:
             raise GnimeError(f"{path}: measured with {key} {json.dumps(result['configuration'].get(key))}, this run has "
                              f"{json.dumps(wanted[key])}; move it away, or give another --results and --root")
@@ -216,6 +218,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--settings", nargs="+", type=row_name, default=list(PAPER_ROWS), metavar="SETTING",
                       help=f"of {KNOWN} (default: {' '.join(PAPER_ROWS)})")
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
+    add_attackers(made)
     add_official(made)
     made.add_argument("--limit", type=at_least(1), metavar="N",
                       help="a rehearsal on the first N images; its results are kept apart from the preset's")

@@ -17,6 +17,7 @@ from helpers import Killed, run_of, write
 from gnime import reproduce, resuming, system, training
 from gnime.config import OFFICIAL
 from gnime.report import docs
+from gnime.report.paper import values
 
 REPOSITORY = Path(__file__).parent.parent
 CELL = ["--preset", "reduced", "--targets", "digits", "--xai", "lrp", "--seeds", "0", "--gpu", "-1"]
@@ -234,12 +235,22 @@ def of_the_cell(**changes):
         "configuration": reproduce.cell_run("eval", options, ("digits", "lrp", 0)).describe() | changes}
 
 
-@pytest.mark.parametrize("changes", [{"width": 128}, {"limit": None}, {"weight": 2.0}, {"image": [1, 32, 32]}, {"stages": {}}])
+@pytest.mark.parametrize("changes", [{"width": 128}, {"limit": None}, {"weight": 2.0}, {"image": [1, 32, 32]}, {"stages": {}},
+                                     {"attackers": ["predmi"]}])
 def test_a_result_of_another_configuration_is_not_taken_for_this_one(runner, changes):
     write(runner, "reduced", of_the_cell(**changes))
     code, line = runner.fails(*CELL, "--settings", "expmi")
     assert code == 1 and f"digits_lrp_seed0.json: measured with {next(iter(changes))}" in line and "--results" in line
     assert not runner.root.exists()
+
+
+def test_residual_leakage_by_different_attackers_is_not_averaged():
+    one, other = (run_of(seed, expmi=0.1) for seed in (0, 1))
+    for run, leak in ((one, 0.2), (other, 0.4)):
+        run["settings"]["expmi"]["residual_leakage"] = leak
+    assert values([one, other], "expmi", "residual_leakage") == [0.2, 0.4]
+    other["configuration"]["attackers"] = ["predmi", "expmi", "kernel"]
+    assert values([one, other], "expmi", "residual_leakage") == [] and values([one, other], "expmi", "mse") == [0.1, 0.1]
 
 
 def test_what_is_asked_twice_is_measured_once(runner):

@@ -52,9 +52,10 @@ def whole_modes(runs: list[dict]) -> dict[tuple, list[dict]]:
 
 
 def values(runs: list[dict], setting: str, metric: str) -> list:
-    """A metric of every run that has it."""
+    """A metric of every run that has it; residual leakage only where all runs have the same attackers."""
+    mixed = metric == RESIDUAL and len({tuple(run["configuration"].get("attackers", ())) for run in runs}) > 1
     found = [run["settings"][setting].get(metric) for run in runs if setting in run["settings"]]
-    return [value for value in found if value is not None]
+    return [value for value in found if value is not None and not mixed]
 
 
 def _metrics(runs: list[dict]) -> list[str]:
@@ -198,8 +199,7 @@ def _configuration(runs: list[dict]) -> str:
     configuration, n = run["configuration"], run["n"]
     stages = "; ".join(f"{name}: at most {stage['epochs']} epochs, batch {stage['batch_size']}, Adam {stage['lr']:g}"
                        for name, stage in configuration["stages"].items())
-    shape = "x".join(map(str, configuration["image"]))
-    command = run["command"].replace(f" --seeds {run['seed']}", "")
+    shape, command = "x".join(map(str, configuration["image"])), run["command"].replace(f" --seeds {run['seed']}", "")
     return (f"{n['images']} images of {shape}; attackers train on {n['train']} and are tested on {n['test']}. Width "
             f"{configuration['width']}, a = {configuration['weight']:g}. {stages}. {hardware}, "
             f"torch {run['versions']['torch']}, commit {commits}. `{command} --seeds ...`")
