@@ -91,8 +91,8 @@ class Experiment:
 
     @cached_property
     def predictions(self) -> np.ndarray:
-        """(n, classes) logits of the victim."""
-        return explanations.predict(self.victim.network, self.data, self.device, self.paths.aux)
+        """(n, classes), the victim's, as the service publishes them: nothing here sees another form."""
+        return explanations.predict(self.victim.network, self.data, self.device, self.run)
 
     @cached_property
     def service(self) -> list[Rows]:
@@ -117,7 +117,7 @@ class Experiment:
         config = self.run.train_config("injector")
         identity = {"kind": "injector", "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
                     "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
-                    "official": self.run.repeats("scale", "optimiser")}
+                    "official": self.run.repeats("scale", "optimiser")} | self.run.published_identity
         if train:
             identity |= {"weight": self.run.target.inversion_weight, "stage": config.identity(),
                          "precision": self.device.precision}
@@ -174,7 +174,7 @@ class Experiment:
         if row.name not in self._fitted:
             identity = {"kind": "defence", "definition": row.identity(), "target": self.run.target.name, "xai": self.run.xai,
                         "seed": self.run.seed, "images": self.data.digest, "victim": self.victim.digest,
-                        "explanations": self.explanations.digest}
+                        "explanations": self.explanations.digest} | self.run.published_identity
             task = FitTask(row, self.paths.defence(row.name), self.run.root, identity, lambda: self.defender_data)
             self._fitted[row.name] = load_or_fit(task, self.device)
         return self._fitted[row.name]
@@ -188,7 +188,7 @@ class Experiment:
     def identity(self, row: Row) -> dict:
         """The plain data that decides what a row's attackers see."""
         identity = {"kind": "inverter", "target": self.run.target.name, "images": self.data.digest,
-                    "victim": self.victim.digest, "row": [row.name, *row.identity()]}
+                    "victim": self.victim.digest, "row": [row.name, *row.identity()]} | self.run.published_identity
         if row.defence is not None:
             identity |= {"xai": self.run.xai, "explanations": self.explanations.digest}
         if row.needs_injector:
