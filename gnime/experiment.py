@@ -199,13 +199,12 @@ class Experiment:
             identity |= {"ond-defender": self.trained_frozen_inverter.digest}
         return identity
 
-    def inverter_task(self, attacker: str, row: Row, shown: AttackerData) -> NetworkTask:
-        """The network of that name in `networks.NETWORKS`, to be trained on what is shown of the row."""
+    def inverter_task(self, attacker: str, row: Row, shown: AttackerData, loss: Callable = mean_squared_error,
+                      **more: object) -> NetworkTask:
+        """The network of that name in `networks.NETWORKS`, to be trained on what is shown of the row; `more` is of its spec."""
         run, config = self.run, self.run.train_config(row.trained_as)
         sources = [shown.explanations, shown.predictions, shown.images]
-        spec = inverter_spec(attacker, run.target, tuple(self.explanations.rows.shape[1:3]), len(self.data.classes))
-        if attacker == "centred":
-            spec |= {"mean": mean_std(shown.explanations, shown.train)[0]}
+        spec = inverter_spec(attacker, run.target, tuple(self.explanations.rows.shape[1:3]), len(self.data.classes)) | more
         identity = self.identity(row) | {
             "attacker": [attacker, ATTACKERS[attacker].version], "seed": run.seed, "stage": config.identity(),
             "official": run.repeats("order", "validation", "optimiser"), "precision": self.device.precision}
@@ -215,7 +214,7 @@ class Experiment:
                        for rows, batch in iter_batches(sources, shown.validation, self.device.torch)) / len(shown.validation)
 
         def train(network: nn.Module, file: StateFile) -> dict:
-            task = TrainingTask(row.name, network, config, sources, shown.train, mean_squared_error, validate, higher=False,
+            task = TrainingTask(row.name, network, config, sources, shown.train, loss, validate, higher=False,
                                 seed=run.seed, shuffle=not run.repeats("order"))
             return fit(task, file, self.device)
 

@@ -123,6 +123,7 @@ ATTACKERS = _by_name(
     Attacker("expmi", "ExpMI", "gnime.attackers.inverter:expmi", stored="row"),
     Attacker("centred", "ExpMI on centred maps", "gnime.attackers.inverter:centred", rows=("negative",), stored="row"),
     Attacker("dense", "ExpMI behind a dense layer", "gnime.attackers.inverter:dense", rows=("permutation",), stored="row"),
+    Attacker("unet", "residual U-Net", "gnime.attackers.unet:unet", without_maps=True, stored="row"),
     Attacker("kernel", "kernel ridge regression", "gnime.attackers.kernel:kernel", without_maps=True),
 )
 
