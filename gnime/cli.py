@@ -9,7 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from . import __version__
-from .config import IMAGE_SIZES, OFFICIAL, TARGETS, Run, target
+from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, target
 from .errors import GnimeError, fixable
 from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
 from .threads import configure_threads
@@ -103,6 +103,7 @@ def parser(script: str) -> argparse.ArgumentParser:
     data.add_argument("--image-size", type=int, choices=IMAGE_SIZES, metavar="S",
                       help=f"side of a folder target's images: {', '.join(map(str, IMAGE_SIZES))} (default: 128)")
     data.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, first weights, order of batches and noise")
+    add_published(data)
     if script == "eval":
         data.add_argument("--settings", nargs="+", type=row_name, default=list(DEFAULT_ROWS), metavar="SETTING",
                           help=f"rows of the table, of {KNOWN} (default: {' '.join(DEFAULT_ROWS)})")
@@ -128,6 +129,12 @@ def parser(script: str) -> argparse.ArgumentParser:
     place.add_argument("--root", type=Path, default=Path(), help="folder of models/, aux/ and figures/")
     place.add_argument("--datasets", type=Path, metavar="DIR", help="folder of the data sets (default: ROOT/datasets)")
     return flags
+
+
+def add_published(flags: argparse._ActionsContainer) -> None:
+    """Adds `--published`, which takes a name in `PUBLISHED`."""
+    flags.add_argument("--published", choices=PUBLISHED, default="logits",
+                       help="what the service publishes of its predictions: attackers, injector and fitted defences see it")
 
 
 def add_official(flags: argparse._ActionsContainer) -> None:
@@ -177,7 +184,8 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
     return Run(script, record, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
-               rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False), getattr(given, "jobs", 1))
+               rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False), getattr(given, "jobs", 1),
+               given.published)
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:

@@ -94,6 +94,14 @@ OFFICIAL = {
     "optimiser": "attackers' batches and Adam's betas differ between settings; Adam's epsilon is 1e-7 for every network",
 }
 
+# What a service may publish of its prediction, and how the bits of a map are then told [G]. The paper's are logits.
+PUBLISHED = {
+    "logits": "beyond the prediction",
+    "probabilities": "beyond the published probabilities",
+    "label": "beyond the published label",
+    "nothing": "in all, because nothing of the prediction is published",
+}
+
 IMAGE_SIZES = (16, 32, 64, 128, 256)  # powers of two, because the networks halve and double the side
 
 
@@ -140,6 +148,17 @@ class Run:
     attackers: tuple[str, ...] = DEFAULT_ATTACKERS  # names in registry.ATTACKERS, that attack every row
     skip_bad: bool = False
     jobs: int = 1  # attackers that are trained at once
+    published: str = "logits"  # a name in PUBLISHED: the form in which all but the victim see a prediction
+
+    @property
+    def published_part(self) -> str:
+        """The part of a name that keeps artifacts of another published form apart."""
+        return "" if self.published == "logits" else f"_{self.published}"
+
+    @property
+    def published_identity(self) -> dict:
+        """The part of an artifact's identity that does."""
+        return {"published": self.published} if self.published_part else {}
 
     def repeats(self, *choices: str) -> list[str]:
         """Those of these choices of the authors that this run repeats. An artifact records the choices that act on it."""
@@ -165,7 +184,8 @@ class Run:
                  "--width": self.target.width if self.target.width != target(self.target.name).width else None,
                  "--image-size": self.target.size if self.target.size != target(self.target.name).size else None,
                  "--root": None if self.root == Path() else self.root,
-                 "--datasets": None if self.datasets == self.root / "datasets" else self.datasets, "--gpu": self.gpu}
+                 "--datasets": None if self.datasets == self.root / "datasets" else self.datasets, "--gpu": self.gpu,
+                 "--published": self.published if self.published_part else None}
         switches = {}
         if script == self.script:
             weight, usual = self.target.inversion_weight, target(self.target.name).inversion_weight
@@ -194,13 +214,16 @@ class Run:
             f"target {self.target.name} {shape}", f"xai {self.xai}", f"seed {self.seed}", f"limit {self.limit or 'none'}",
             f"width {self.target.width}", f"weight {self.target.inversion_weight:g}", f"epochs {config.epochs}",
             f"batch {config.batch_size}", f"lr {config.lr:g}", f"patience {config.patience}",
-            f"mode {mode}", f"root {self.root}", f"datasets {self.datasets}"])
+            f"mode {mode}", *([f"published {self.published}"] if self.published_part else []), f"root {self.root}",
+            f"datasets {self.datasets}"])
 
     def describe(self) -> dict:
         """The configuration as plain data, for printing and for `results.json`."""
         plain = asdict(self)
         plain["settings"] = plain.pop("rows")
         del plain["jobs"]  # changes no result
+        if not self.published_part:
+            del plain["published"]  # files of the paper's form say nothing of it
         plain["target"] = self.target.name
         plain["root"], plain["datasets"] = str(self.root), str(self.datasets)
         plain |= {"image": [self.target.channels, self.target.size, self.target.size],

@@ -198,7 +198,7 @@ class AttackerData:
     Attributes:
         images: (n, C, T, T).
         labels: (n,).
-        predictions: (n, classes) logits.
+        predictions: (n, classes), as the service publishes them: logits by default.
         explanations: (n, K, S, S), as the service publishes them; None if it withholds them.
         train, validation, test: ranges of rows of these arrays; see `Splits`.
     """

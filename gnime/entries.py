@@ -62,7 +62,8 @@ class Defence(Entry):
         needs: the fields of `DefenceInputs` that it uses beside the seed. They are made or found before it is called.
         fit: "module:function" (data: DefenderData, **parameters) -> Fit, of a defence that needs `fitted`.
         number: the parameter that its rows' names carry.
-        bits: (**parameters) -> the most that a map can say about its image beyond the prediction; None: no bound is known.
+        bits: (**parameters) -> the most that a map can say about its image beyond what is published of the prediction; None:
+            not known.
     """
 
     colour: str = "#555555"

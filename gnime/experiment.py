@@ -91,8 +91,8 @@ class Experiment:
 
     @cached_property
     def predictions(self) -> np.ndarray:
-        """(n, classes) logits of the victim."""
-        return explanations.predict(self.victim.network, self.data, self.device, self.paths.aux)
+        """(n, classes), the victim's, as the service publishes them: nothing here sees another form."""
+        return explanations.predict(self.victim.network, self.data, self.device, self.run)
 
     @cached_property
     def service(self) -> list[Rows]:
@@ -117,7 +117,7 @@ class Experiment:
         config = self.run.train_config("injector")
         identity = {"kind": "injector", "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
                     "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
-                    "official": self.run.repeats("scale", "optimiser")}
+                    "official": self.run.repeats("scale", "optimiser")} | self.run.published_identity
         if train:
             identity |= {"weight": self.run.target.inversion_weight, "stage": config.identity(),
                          "precision": self.device.precision}
@@ -174,7 +174,7 @@ class Experiment:
         if row.name not in self._fitted:
             identity = {"kind": "defence", "definition": row.identity(), "target": self.run.target.name, "xai": self.run.xai,
                         "seed": self.run.seed, "images": self.data.digest, "victim": self.victim.digest,
-                        "explanations": self.explanations.digest}
+                        "explanations": self.explanations.digest} | self.run.published_identity
             task = FitTask(row, self.paths.defence(row.name), self.run.root, identity, lambda: self.defender_data)
             self._fitted[row.name] = load_or_fit(task, self.device)
         return self._fitted[row.name]
@@ -188,7 +188,7 @@ class Experiment:
     def identity(self, row: Row) -> dict:
         """The plain data that decides what a row's attackers see."""
         identity = {"kind": "inverter", "target": self.run.target.name, "images": self.data.digest,
-                    "victim": self.victim.digest, "row": [row.name, *row.identity()]}
+                    "victim": self.victim.digest, "row": [row.name, *row.identity()]} | self.run.published_identity
         if row.defence is not None:
             identity |= {"xai": self.run.xai, "explanations": self.explanations.digest}
         if row.needs_injector:
@@ -199,13 +199,12 @@ class Experiment:
             identity |= {"ond-defender": self.trained_frozen_inverter.digest}
         return identity
 
-    def inverter_task(self, attacker: str, row: Row, shown: AttackerData) -> NetworkTask:
-        """The network of that name in `networks.NETWORKS`, to be trained on what is shown of the row."""
+    def inverter_task(self, attacker: str, row: Row, shown: AttackerData, loss: Callable = mean_squared_error,
+                      **more: object) -> NetworkTask:
+        """The network of that name in `networks.NETWORKS`, to be trained on what is shown of the row; `more` is of its spec."""
         run, config = self.run, self.run.train_config(row.trained_as)
         sources = [shown.explanations, shown.predictions, shown.images]
-        spec = inverter_spec(attacker, run.target, tuple(self.explanations.rows.shape[1:3]), len(self.data.classes))
-        if attacker == "centred":
-            spec |= {"mean": mean_std(shown.explanations, shown.train)[0]}
+        spec = inverter_spec(attacker, run.target, tuple(self.explanations.rows.shape[1:3]), len(self.data.classes)) | more
         identity = self.identity(row) | {
             "attacker": [attacker, ATTACKERS[attacker].version], "seed": run.seed, "stage": config.identity(),
             "official": run.repeats("order", "validation", "optimiser"), "precision": self.device.precision}
@@ -215,7 +214,7 @@ class Experiment:
                        for rows, batch in iter_batches(sources, shown.validation, self.device.torch)) / len(shown.validation)
 
         def train(network: nn.Module, file: StateFile) -> dict:
-            task = TrainingTask(row.name, network, config, sources, shown.train, mean_squared_error, validate, higher=False,
+            task = TrainingTask(row.name, network, config, sources, shown.train, loss, validate, higher=False,
                                 seed=run.seed, shuffle=not run.repeats("order"))
             return fit(task, file, self.device)
 

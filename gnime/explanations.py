@@ -24,13 +24,25 @@ from .store import Paths, artifact_lock, exists
 from .system import say, warn
 
 
-def predict(victim: nn.Module, data: Data, device: Device, folder: Path) -> np.ndarray:
-    """The victim's logits of all images, (n, classes) float32, in a temporary file in `folder`; see `arrays.scratch`."""
-    logits = arrays.scratch((len(data.images), len(data.classes)), np.float32, folder)
+def publish(logits: Tensor, form: str) -> Tensor:
+    """What a service publishes of its predictions (n, classes), in the same shape; `form` is a name in `config.PUBLISHED`.
+
+    "label" is 1 at the predicted class, of equal logits the first, and 0 elsewhere. "nothing" is zeros.
+    """
+    if form == "probabilities":
+        return logits.softmax(1)
+    if form == "label":
+        return torch.zeros_like(logits).scatter(1, logits.argmax(1, keepdim=True), 1.0)
+    return torch.zeros_like(logits) if form == "nothing" else logits
+
+
+def predict(victim: nn.Module, data: Data, device: Device, run: Run) -> np.ndarray:
+    """The victim's predictions of all images as the run publishes them, (n, classes) float32, in a temporary file in `aux/`."""
+    found = arrays.scratch((len(data.images), len(data.classes)), np.float32, Paths(run).aux)
     with torch.no_grad(), full_fp32():
         for rows, (images,) in iter_batches([data.images], range(len(data.images)), device.torch):
-            logits[rows.start : rows.stop] = victim(images).cpu().numpy()
-    return logits
+            found[rows.start : rows.stop] = publish(victim(images), run.published).cpu().numpy()
+    return found
 
 
 def explainer(run: Run) -> tuple[Callable[[nn.Module, Tensor], Tensor], int | None]:

@@ -15,13 +15,14 @@ from .models.conditional_mean import ConditionalMean
 from .models.injector import Injector
 from .models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
 from .models.prototypes import ConditionalPrototypes, Prototypes
+from .models.unet import UNet
 from .ops import plain
 from .resuming import StateFile
 from .system import derive_seed, say, warn
 
 NETWORKS = {"classifier": Classifier, "predmi": PredMI, "expmi": ExpMI, "dense": DenseExpMI,
             "centred": CentredExpMI, "injector": Injector, "cond-mean": ConditionalMean, "prototypes": Prototypes,
-            "cond-prototypes": ConditionalPrototypes}
+            "cond-prototypes": ConditionalPrototypes, "unet": UNet}
 
 
 def classifier_spec(target: Target, classes: int) -> dict:
@@ -30,8 +31,9 @@ def classifier_spec(target: Target, classes: int) -> dict:
 
 
 def inverter_spec(kind: str, target: Target, explanation: tuple[int, int], classes: int) -> dict:
-    """explanation: channels and side. PredMI sees none."""
-    sees = {} if kind == "predmi" else {"explanation_channels": explanation[0], "explanation_size": explanation[1]}
+    """explanation: channels and side. PredMI sees none, and the U-Net those of any side."""
+    sees = dict(zip(("explanation_channels", "explanation_size"), explanation, strict=True))
+    sees = {name: sees[name] for name in {"predmi": [], "unet": ["explanation_channels"]}.get(kind, sees)}
     return {"network": kind, **sees, "classes": classes, "channels": target.channels, "size": target.size,
             "width": target.width}
 

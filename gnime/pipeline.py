@@ -146,7 +146,7 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
         content = files.write(experiment, results, warnings, seconds_since(began))
         _pictures(experiment, results)
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
-        files.verdict_table(results), "", *files.skipped(results), *files.bounds(results), "")
+        files.verdict_table(results), "", *files.skipped(results), *files.bounds(results, experiment.run.published), "")
     for warning in warnings:
         warn(warning)
     say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")

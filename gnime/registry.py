@@ -60,7 +60,7 @@ class Row:
 
     @property
     def bits(self) -> float | None:
-        """The most that one of its maps can say about its image beyond the prediction, in bits; None: no bound is known."""
+        """The most that a map can say about its image beyond what is published of the prediction, in bits; None: not known."""
         bound = DEFENCES[self.defence].bits if self.defence else None
         return bound(**self.parameters) if bound else None
 
@@ -84,12 +84,12 @@ EXPLAINERS = _by_name(
 PAPER_EXPLAINERS = ("grad", "gradcam", "lrp")  # of the paper's table
 
 def _no_bits() -> float:
-    """Of a map that follows from the prediction alone."""
+    """Of a map that follows from what is published of the prediction."""
     return 0.0
 
 
 def _chosen(clusters: int) -> float:
-    """Of a map that is one of `clusters`, once the prediction is known."""
+    """Of a map that is one of `clusters`, once it is known what is published of the prediction."""
     return math.log2(clusters)
 
 
@@ -123,6 +123,7 @@ ATTACKERS = _by_name(
     Attacker("expmi", "ExpMI", "gnime.attackers.inverter:expmi", stored="row"),
     Attacker("centred", "ExpMI on centred maps", "gnime.attackers.inverter:centred", rows=("negative",), stored="row"),
     Attacker("dense", "ExpMI behind a dense layer", "gnime.attackers.inverter:dense", rows=("permutation",), stored="row"),
+    Attacker("unet", "residual U-Net", "gnime.attackers.unet:unet", without_maps=True, stored="row"),
     Attacker("kernel", "kernel ridge regression", "gnime.attackers.kernel:kernel", without_maps=True),
 )
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .cli import Formatter, Parser, add_attackers, add_official, at_least, guarded, row_name, target_name
+from .cli import Formatter, Parser, add_attackers, add_official, add_published, at_least, guarded, row_name, target_name
 from .config import OFFICIAL, Run, Target, TrainConfig, target
 from .errors import GnimeError, Stopped, UsageError
 from .registry import CONTROLS, DEFAULT_ATTACKERS, EXPLAINERS, KNOWN, PAPER_EXPLAINERS, PAPER_ROWS, find_row, in_order
@@ -60,13 +60,15 @@ def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int
     rehearsal = f"_limit{options.limit}" if options.limit else ""
     root = options.root / f"{options.preset}{rehearsal}{mode(options.official)}_seed{seed}"
     return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed, limit,
-               options.official, options.gpu, options.precision, rows=settings, attackers=options.attackers)
+               options.official, options.gpu, options.precision, rows=settings, attackers=options.attackers,
+               published=options.published)
 
 
 def result_path(options: argparse.Namespace, cell: tuple[str, str, int]) -> Path:
-    """The place of a cell's one JSON. A rehearsal on few images never lies among the preset's results."""
+    """The place of a cell's one JSON. Rehearsals on few images, and other published forms, lie apart from the preset's."""
     name, xai, seed = cell
     folder = options.preset if options.limit is None else f"rehearsal_{options.preset}_{options.limit}"
+    folder += cell_run("prepare", options, cell).published_part
     return options.results / folder / f"{name}_{xai}{mode(options.official)}{_precision(options)}_seed{seed}.json"
 
 
@@ -119,7 +121,8 @@ def _write_result(options: argparse.Namespace, cell: tuple[str, str, int], run: 
     for place in ("root", "datasets", "gpu"):
         del measured["configuration"][place]
     flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2], "--limit": options.limit,
-             "--settings": " ".join(measured["settings"]), "--precision": options.precision}
+             "--settings": " ".join(measured["settings"]), "--precision": options.precision,
+             "--published": run.published if run.published_part else None}
     if options.attackers != DEFAULT_ATTACKERS:
         flags["--attackers"] = " ".join(options.attackers)
     words = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
@@ -172,10 +175,10 @@ def evaluation_seconds(budget: float) -> float:
 def _made_likewise(path: Path, result: dict, run: Run) -> set[str]:
     """The settings that a result has, if sizes and training are the run's: a file is of one configuration."""
     wanted = json.loads(json.dumps(run.describe()))
-    for key in ("limit", "official", "image", "width", "weight", "stages", "attackers"):
-        if result["configuration"].get(key) != wanted[key]:
+    for key in ("limit", "official", "image", "width", "weight", "stages", "attackers", "published"):
+        if result["configuration"].get(key) != wanted.get(key):
             raise GnimeError(f"{path}: measured with {key} {json.dumps(result['configuration'].get(key))}, this run has "
-                             f"{json.dumps(wanted[key])}; move it away, or give another --results and --root")
+                             f"{json.dumps(wanted.get(key))}; move it away, or give another --results and --root")
     from .device import default_precision
 
     precision = run.precision or default_precision(run.gpu)
@@ -220,6 +223,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
     add_attackers(made)
     add_official(made)
+    add_published(made)
     made.add_argument("--limit", type=at_least(1), metavar="N",
                       help="a rehearsal on the first N images; its results are kept apart from the preset's")
     made.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="settings whose attackers are trained at once")

@@ -23,17 +23,17 @@ class Paths:
     def __init__(self, run: Run):
         target, both = run.target.name, f"{run.target.name}_{run.xai}"
         self.root, self.aux, self._models = run.root, run.root / "aux", run.root / "models"
-        self._target, self._xai = target, run.xai
+        self._target, self._xai, self._published = target, run.xai, run.published_part
         self.victim = self._models / "victim" / f"{target}.pt"
         self.evaluation = self._models / "eval" / f"{target}.pt"
-        self.injector_folder = self._models / "def" / both
+        self.injector_folder = self._models / "def" / (both + run.published_part)
         self.injector = self.injector_folder / "injector.pt"
         self.injector_losses = self.injector_folder / "training.png"
         self.images = self.aux / f"{target}_imgs.hkl"
         self.labels = self.aux / f"{target}_labels.hkl"
         self.skipped = self.aux / f"{target}_imgs.skipped.txt"
         self.explanations = self.aux / f"{both}.hkl"
-        figures = run.root / "figures" / both
+        figures = run.root / "figures" / (both + run.published_part)
         self.results, self.table = figures / "results.json", figures / "results.csv"
         self.comparison, self.metrics, self.training = (
             figures / f"{name}.png" for name in ("comparison", "metrics", "training"))
@@ -45,7 +45,7 @@ class Paths:
     def inverter(self, row: str, attacker: str = "expmi") -> Path:
         """An attacker's network. PredMI's input has no explanation, so its file is the same for all explainers."""
         name = f"{self._target}_{row}" + ("" if row == "predmi" else f"_{self._xai}")
-        name += "" if attacker in ("predmi", "expmi") else f"_{attacker}"
+        name += self._published + ("" if attacker in ("predmi", "expmi") else f"_{attacker}")
         return self._models / "inv" / f"{name}.pt"
 
     def injector_at(self, epoch: int) -> tuple[Path, Path]:

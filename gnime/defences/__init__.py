@@ -38,10 +38,10 @@ class DefenceInputs:
 
 @dataclass
 class DefenderData:
-    """What a defence is fitted on: the rows `rows` of explanations (n, K, S, S) in [0, 1] and predictions (n, classes)."""
+    """What a defence is fitted on: the rows `rows` of explanations (n, K, S, S) in [0, 1] and of published predictions."""
 
     explanations: Rows
-    predictions: Rows
+    predictions: Rows  # (n, classes), in the published form
     rows: range
     class_means: Tensor  # (classes, K, S, S) of these rows; the mean of all where a class has none
     seed: int

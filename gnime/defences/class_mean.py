@@ -10,9 +10,11 @@ from . import DefenceInputs, Protect
 
 
 def class_mean(inputs: DefenceInputs) -> Protect:
-    """The mean explanation of the predicted class. It depends on the image only through the prediction.
+    """The mean explanation of the predicted class. It depends on the image only through the published prediction.
 
-    So it leaks no more than the prediction and the defender's data.
+    So it leaks no more than that and the defender's data. Where nothing of the prediction is published (zeros), all images are
+    of the first class, and it is the mean of all: the real class's mean would reveal the class, up to log2 of their number in
+    bits.
     """
     return lambda explanation, prediction, image, rows: inputs.class_means[prediction.argmax(1)]
 

@@ -1,4 +1,4 @@
-"""The mean explanation given the prediction. It adds nothing to a prediction that is published anyway.
+"""The mean explanation given the published prediction, to which it adds nothing.
 
 That is about the image which is explained. Near a defender's image's own prediction the mean resembles that image's map.
 """

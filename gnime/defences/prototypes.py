@@ -17,7 +17,7 @@ MOST = 2000  # images of a class that k-means sees: 0.4 GB of maps of 3x128x128
 
 
 def fit(data: DefenderData, clusters: int) -> Fit:
-    """`Prototypes`: k-means of each predicted class's maps, cells of fewer than `LEAST` images merged.
+    """`Prototypes`: k-means of each predicted class's maps, cells of fewer than `LEAST` images merged. See `class_mean`.
 
     A class of n images gets at most n / LEAST prototypes; one of fewer than LEAST images sends the mean of all.
     """
@@ -40,9 +40,10 @@ def fit(data: DefenderData, clusters: int) -> Fit:
     tensors = {"prototypes": torch.cat(found), "owner": torch.cat(owner), "images": torch.cat(images)}
     spec = {"network": "prototypes", "shape": list(overall.shape), "prototypes": len(tensors["owner"])}
     report = {"prototypes": len(tensors["owner"])}
-    if few := int((counts < LEAST * clusters).sum()):
-        report["warning"] = (f"{few} of {classes} predicted classes have fewer than {LEAST * clusters} of the defender's "
-                             f"images, {LEAST} for each of {clusters} prototypes; they get fewer prototypes")
+    predicted = counts[counts > 0]  # where nothing of the prediction is published, all images are of one class
+    if few := int((predicted < LEAST * clusters).sum()):
+        report["warning"] = (f"{few} of {len(predicted)} predicted classes have fewer than {LEAST * clusters} of the "
+                             f"defender's images, {LEAST} for each of {clusters} prototypes; they get fewer prototypes")
     return Fit(spec, tensors, report)
 
 

@@ -46,10 +46,10 @@ def read_results(folder: Path) -> dict[str, list[dict]]:
     """preset -> runs, in the order of their file names.
 
     Runs of two precisions never stand in one table: "paper" has the precision of most, "paper_bf16" that of others. Rehearsals
-    are left out.
+    and runs with another `--published` are left out.
 
     Raises:
-        GnimeError: a file is damaged, or a rehearsal lies among a preset's results.
+        GnimeError: a file is damaged, or a rehearsal or a run of another published form lies among a preset's results.
     """
     found: dict[str, list[dict]] = {}
     for preset in PRESETS:
@@ -58,6 +58,9 @@ def read_results(folder: Path) -> dict[str, list[dict]]:
             if preset == "paper" and run["configuration"].get("limit") is not None:
                 raise GnimeError(f"{folder / preset}: a run of {run['target']} on {run['n']['images']} images is a rehearsal; "
                                  f"move it away")
+            if "published" in run["configuration"]:
+                raise GnimeError(f"{folder / preset}: a run of {run['target']} with --published "
+                                 f"{run['configuration']['published']} is not comparable with the others; move it away")
         counts = Counter(run["precision"] for run in runs)
         for i, (precision, _) in enumerate(counts.most_common()):
             name = f"{preset}_{precision}" if i else preset

@@ -5,6 +5,7 @@ import io
 import json
 import math
 
+from ..config import PUBLISHED
 from ..evaluate import Result
 from ..experiment import Experiment
 from ..registry import METRICS, RESIDUAL, find_row, title
@@ -51,10 +52,10 @@ def _aligned(head: list[str], lines: list[list[str]]) -> str:
                                for i, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in (head, *lines))
 
 
-def bounds(results: dict[str, Result]) -> list[str]:
+def bounds(results: dict[str, Result], published: str = "logits") -> list[str]:
     """A line for each row whose maps are known to say no more than so many bits. Rounded up: it is a bound."""
     known = {name: bits for name in results if (bits := find_row(name).bits) is not None}
-    return [f"{name}: at most {math.ceil(100 * bits) / 100:g} bit{'' if bits == 1 else 's'} beyond the prediction"
+    return [f"{name}: at most {math.ceil(100 * bits) / 100:g} bit{'' if bits == 1 else 's'} {PUBLISHED[published]}"
             for name, bits in known.items()]
 
 
