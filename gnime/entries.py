@@ -64,6 +64,8 @@ class Defence(Entry):
         number: the parameter that its rows' names carry.
         bits: (**parameters) -> the most that a map can say about its image beyond what is published of the prediction; None:
             not known.
+        draws: it adds noise that follows from the seed and the row, so another seed gives another map of the same image.
+        quantises: it sends one of a few maps, so a map does not change with the explanation except in steps.
     """
 
     colour: str = "#555555"
@@ -71,16 +73,21 @@ class Defence(Entry):
     fit: str = ""
     number: Number | None = None
     bits: Callable[..., float] | None = None
+    draws: bool = False
+    quantises: bool = False
 
 
 @dataclass(frozen=True)
 class Attacker(Entry):
     """(experiment, row, shown: AttackerData) -> reconstruct(explanation or None, prediction) -> images, or a `Fitted`.
 
+    One that knows more than the data gives no verdict: its numbers stand beside that. See `gnime.attackers` for its function.
+
     Attributes:
         without_maps: it can attack rows that withhold the explanation.
         rows: names of the rows that it attacks even where it is not asked for: they need its skill.
-        knows: its knowledge, of "data" (images of the same kind with the service's answers), "victim" and "defence".
+        knows: its knowledge, of "data" (images of the same kind with the service's answers), "victim", "defence" and "answers"
+            (several to one image).
         stored: "row" or "run": it leaves a file for each row, or one for all, and can be trained beforehand; empty: none.
     """
 
@@ -88,6 +95,11 @@ class Attacker(Entry):
     rows: tuple[str, ...] = ()
     knows: tuple[str, ...] = ("data",)
     stored: str = ""
+
+    @property
+    def beside(self) -> bool:
+        """Whether it knows more than the data."""
+        return self.knows != ("data",)
 
 
 @dataclass(frozen=True)

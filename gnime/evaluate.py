@@ -1,6 +1,5 @@
-"""protect -> attack -> measure -> compare: the rows of the table, each with attackers of its own."""
+"""protect -> attack -> measure: the rows of the table, each with attackers of its own. `verdict` compares them."""
 
-import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -12,16 +11,16 @@ import torch
 from torch import Tensor
 
 from .arrays import scratch
-from .attackers import Fitted, Reconstruct
+from .attackers import Fitted, NotApplicable, Reconstruct
 from .batches import Rows, cache_on_device, iter_batches
 from .data import AttackerData
-from .defences import Protect
+from .defences import Protect, load_defence
 from .device import full_fp32
 from .entries import load
 from .errors import GnimeError
 from .experiment import Experiment
-from .metrics.leakage import bootstrap_interval, mse, paired_interval, residual_leakage
-from .registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, Row, find_row
+from .metrics.leakage import bootstrap_interval, mse
+from .registry import ATTACKERS, DEFENCES, METRICS, Row
 
 SHOWN = 5  # test images in the pictures: they fit a screen
 
@@ -42,8 +41,10 @@ class Result:
 
     Attributes:
         numbers: every metric of the paper's attacker, and the verdict: "best" (name, MSE and SSIM of the best attacker),
-            "attackers" (MSE and validation error of each), "mse_strongest" (per image the best of all, averaged).
+            "attackers" (MSE and validation error of each), "mse_strongest" (per image the best of all, averaged), "beside"
+            (the same of attackers that know more than the data; `verdict.compare_beside` adds to it).
         errors: (n,) squared error of the best attacker, per test image.
+        beside: the same of each attacker that knows more, of the first of the test images or of all.
         shown, shown_explanation: the best attacker's reconstructions of the first test images, and the maps it saw.
         costs: seconds that each attacker took to learn.
         attacker, history: of the paper's attacker, the record and the errors by epoch.
@@ -53,6 +54,7 @@ class Result:
     errors: Tensor
     shown: Tensor
     shown_explanation: Tensor | None
+    beside: dict[str, Tensor] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
     attacker: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
@@ -86,7 +88,7 @@ def try_defence(experiment: Experiment, row: Row) -> None:
 
 def _defence(experiment: Experiment, row: Row) -> Protect:
     """The row's defence. What it needs may be trained here: not under `no_grad`, and in the run's own precision."""
-    return DEFENCES[row.defence].load()(experiment.defence_inputs(row), **row.parameters)
+    return load_defence(row, experiment.defence_inputs(row))
 
 
 def _published(experiment: Experiment, row: Row, defence: Protect) -> Iterator[tuple[range, Tensor]]:
@@ -189,9 +191,13 @@ def _shown(experiment: Experiment, row: Row) -> AttackerData:
 
 
 def evaluate_row(experiment: Experiment, row: Row) -> Result:
-    """All attackers of the row. The one with the lowest validation error gives the verdict, the paper's the paper's numbers."""
+    """All attackers of the row. The one with the lowest validation error gives the verdict, the paper's the paper's numbers.
+
+    Those that know more than the data attack after them, and stand beside the verdict.
+    """
     shown = _shown(experiment, row)
-    names, reasons = row.attackers(experiment.run.attackers)
+    applicable, reasons = row.attackers(experiment.run.attackers)
+    names = [name for name in applicable if not ATTACKERS[name].beside]
     fitted, costs, errors, measured = {}, {}, {}, {}
     for name in names:
         began = time.monotonic()
@@ -201,94 +207,35 @@ def evaluate_row(experiment: Experiment, row: Row) -> Result:
         metrics = METRICS if name == row.paper_attacker else VERDICT_METRICS
         measured[name] = measure(experiment, fitted[name].reconstruct, shown, metrics)
     best, paper = min(errors, key=errors.get), row.paper_attacker
+    beside = {}
+    for name in (name for name in applicable if ATTACKERS[name].beside):
+        began = time.monotonic()
+        try:
+            beside |= _attack_beside(experiment, row, name, shown, fitted[best].reconstruct)
+        except NotApplicable as error:
+            reasons[name] = str(error)
+        costs[name] = round(time.monotonic() - began, 2)
     mse_of = {name: found.per_image["mse"] for name, found in measured.items()}
     numbers = measured[paper].numbers | {
         "mse_interval": list(bootstrap_interval(mse_of[paper])),
         "mse_quantiles": torch.quantile(mse_of[paper].double(), torch.tensor(QUANTILES, dtype=torch.double)).tolist(),
         "best": {"attacker": best} | {name: measured[best].numbers[name] for name in VERDICT_METRICS},
         "attackers": {name: {"mse": measured[name].numbers["mse"], "validation": errors[name]} for name in names},
-        "not_applicable": reasons,
+        "not_applicable": reasons, "beside": {name: numbers for name, (numbers, _) in beside.items()},
         "mse_strongest": torch.stack(list(mse_of.values())).amin(0).double().mean().item()}
-    return Result(numbers, mse_of[best], measured[best].shown, measured[best].shown_explanation, costs,
-                  fitted[paper].summary, fitted[paper].history)
+    return Result(numbers, mse_of[best], measured[best].shown, measured[best].shown_explanation,
+                  {name: found for name, (_, found) in beside.items()}, costs, fitted[paper].summary, fitted[paper].history)
+
+
+def _attack_beside(experiment: Experiment, row: Row, attacker: str, shown: AttackerData,
+                   best: Reconstruct) -> dict[str, tuple[dict, Tensor]]:
+    """Of each trial of an attacker that knows more than the data, its numbers and squared errors per image."""
+    found = {}
+    for trial in ATTACKERS[attacker].load()(experiment, row, shown, best):
+        measured = measure(experiment, trial.reconstruct, trial.shown, VERDICT_METRICS)
+        found[trial.name] = {"attacker": attacker, **measured.numbers, **trial.summary}, measured.per_image["mse"]
+    return found
 
 
 VERDICT_METRICS = ("mse", "ssim")  # of every attacker
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-SAME = 0.1  # MSE, relative: two attackers of the same data may differ so much by their weights at the start
-
-
-def compare(results: dict[str, Result]) -> list[str]:
-    """Adds residual leakage to each row's numbers; returns warnings where the evaluation contradicts itself."""
-    for name, result in results.items():
-        result.numbers[RESIDUAL] = None
-        if {"predmi", "expmi"} <= results.keys():
-            parts = result.errors, results["predmi"].errors, results["expmi"].errors
-            result.numbers[RESIDUAL] = residual_leakage(*(part.double().mean().item() for part in parts))
-            if name not in ("predmi", "expmi"):  # which are 0 and 1 by definition
-                result.numbers |= {f"{RESIDUAL}_interval": paired_interval(*parts), f"{RESIDUAL}_exposed": exposed(*parts)}
-    return [*_unlearnt(results), *_noise_that_leaks(results), *_more_than_its_bits(results)]
-
-
-def exposed(row: Tensor, prediction: Tensor, undefended: Tensor) -> float | None:
-    """Residual leakage of the 5 % of the images that the row exposes most.
-
-    row, prediction, undefended: (n,) squared errors of the best attackers of the row, of the row without explanations, and of
-    the undefended one. The images are those whose error falls most below that without explanations. Chance selects them too,
-    and raises the error of as many others by as much, so the rise at that end is subtracted. None for fewer than 5 images.
-    """
-    gain = (prediction - row).double()
-    order, count = gain.argsort(), round(EXPOSED * len(row))
-    if count < 5:
-        return None
-    most, least = order[-count:], order[:count]
-    leak = (prediction - undefended)[most].double().mean().item()
-    return (gain[most].mean().item() + min(gain[least].mean().item(), 0.0)) / leak if leak > 0 else None
-
-
-EXPOSED = 0.05  # share of the test images
-
-
-def _unlearnt(results: dict[str, Result]) -> list[str]:
-    """Rows whose paper's attacker does worse than another of the paper's attackers that knows no more."""
-    mse_of = {name: result.numbers["mse"] for name, result in results.items()}
-    interval = {name: result.numbers["mse_interval"] for name, result in results.items()}
-    warnings = []
-    for name, result in results.items():
-        if name != "predmi" and "predmi" in mse_of and interval[name][0] > interval["predmi"][1]:
-            warnings.append(f"{name}: the paper's attacker does worse (MSE {mse_of[name]:.4f}) than one without explanations "
-                            f"({mse_of['predmi']:.4f}), which it could imitate: it has not converged; train it longer")
-        if name != "expmi" and "expmi" in mse_of and _distortion(result, 1.0) < 1e-9:
-            if abs(mse_of[name] / mse_of["expmi"] - 1) > SAME:
-                warnings.append(f"{name}: distorts nothing, but its attacker's MSE is {mse_of[name]:.4f} and the undefended "
-                                f"one's {mse_of['expmi']:.4f}: one of them has not converged; train them longer")
-    return warnings
-
-
-def _distortion(result: Result, unknown: float) -> float:
-    """`unknown` where the row publishes no map, or the number is not finite."""
-    distortion = result.numbers.get("distortion")
-    return unknown if distortion is None else distortion
-
-
-def _more_than_its_bits(results: dict[str, Result]) -> list[str]:
-    """Rows whose maps add nothing to the prediction, and that leak all the same."""
-    warnings = []
-    for name, result in results.items():
-        interval = result.numbers.get(f"{RESIDUAL}_interval")
-        if find_row(name).bits == 0 and interval and interval[0] > 0:
-            warnings.append(f"{name}: its maps add nothing to the prediction, but residual leakage is "
-                            f"{result.numbers[RESIDUAL]:.0%}: attackers learn less from the prediction than it tells, or the "
-                            "maps tell of the defender's images; the other rows' leakage is too large by as much")
-    return warnings
-
-
-def _noise_that_leaks(results: dict[str, Result]) -> list[str]:
-    """Pairs of rows of which the noisier one is recovered better."""
-    mse_of = {name: result.numbers["mse"] for name, result in results.items()}
-    interval = {name: result.numbers["mse_interval"] for name, result in results.items()}
-    noisy = [name for name in results if find_row(name).defence in ("none", "rnd")]
-    noisy.sort(key=lambda name: _distortion(results[name], math.inf))
-    return [f"{more}: more noise than {less}, but its attacker recovers more (MSE {mse_of[more]:.4f} and {mse_of[less]:.4f}): "
-            f"{less}'s has not converged; train it longer" for less, more in itertools.pairwise(noisy)
-            if interval[more][1] < interval[less][0] and mse_of[more] < (1 - SAME) * mse_of[less]]

@@ -11,7 +11,7 @@ from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
 from .errors import Unfinished
-from .evaluate import SHOWN, Result, compare, evaluate_row, train_attackers, try_defence
+from .evaluate import SHOWN, Result, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
@@ -23,6 +23,7 @@ from .resuming import StateFile
 from .store import artifact_lock
 from .system import say, seconds_since, warn
 from .training import MinMaxTask, fit_minmax
+from .verdict import compare, compare_beside
 
 
 def _begin(run: Run, trains: bool = True) -> Experiment:
@@ -136,7 +137,7 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
             say(f"{row.name:<13} not finished; left out")
     if not results:
         return None
-    warnings = compare(results)
+    warnings = [*compare(results), *compare_beside(results)]
     unfinished = [row.name for row in rows if row.name not in results]
     if experiment.run.repeats("validation"):
         warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
@@ -146,7 +147,8 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
         content = files.write(experiment, results, warnings, seconds_since(began))
         _pictures(experiment, results)
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
-        files.verdict_table(results), "", *files.skipped(results), *files.bounds(results, experiment.run.published), "")
+        files.verdict_table(results), "", *files.beside_table(results), *files.skipped(results),
+        *files.bounds(results, experiment.run.published), *files.single_answers(results), "")
     for warning in warnings:
         warn(warning)
     say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")

@@ -43,11 +43,24 @@ class Row:
         names, reasons = [], {}
         for attacker in ATTACKERS.values():
             wanted = attacker.name in (*asked, self.paper_attacker)
-            if wanted and not self.defence and not attacker.without_maps:
-                reasons[attacker.name] = "it needs an explanation"
+            if wanted and (reason := self._why_not(attacker)):
+                reasons[attacker.name] = reason
             elif wanted or self.name in attacker.rows:
                 names.append(attacker.name)
         return names, reasons
+
+    def _why_not(self, attacker: Attacker) -> str:
+        """Why the attacker cannot attack this row; empty if it can."""
+        if not self.defence and not attacker.without_maps:
+            return "it needs an explanation"
+        if "answers" in attacker.knows and not DEFENCES[self.defence].draws:
+            return "this defence draws nothing, so all answers to one image are the same map"
+        return ""
+
+    @property
+    def draws(self) -> bool:
+        """Whether its maps carry noise that is drawn; what they leak then holds for one answer to each image."""
+        return self.defence is not None and DEFENCES[self.defence].draws
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -99,9 +112,10 @@ FITTED = {"function": "gnime.defences.fitting:fitted", "needs": ("fitted",)}
 
 DEFENCES = _by_name(
     Defence("none", "undefended", "gnime.defences.controls:none", colour="#d62728"),
-    Defence("rnd", "Gaussian noise", "gnime.defences.noise:rnd", colour="#ff7f0e", needs=("variance",)),
+    Defence("rnd", "Gaussian noise", "gnime.defences.noise:rnd", colour="#ff7f0e", needs=("variance",),
+            draws=True),
     Defence("ond", "adversarial noise (ours)", "gnime.defences.ond:ond", colour="#9467bd",
-            needs=("variance", "frozen_inverter")),
+            needs=("variance", "frozen_inverter"), draws=True),
     Defence("gnime", "GNIME", "gnime.defences.gnime:gnime", colour="#1f77b4", needs=("injector",)),
     Defence("negative", "1 - e", "gnime.defences.controls:negative", colour="#8c564b"),
     Defence("permutation", "secret pixel permutation", "gnime.defences.controls:permutation", colour="#e377c2"),
@@ -111,9 +125,9 @@ DEFENCES = _by_name(
     Defence("cond-mean", "mean explanation given the prediction", fit="gnime.defences.cond_mean:fit", colour="#2ca02c",
             bits=_no_bits, **FITTED),
     Defence("prototypes", "prototypes", fit="gnime.defences.prototypes:fit", colour="#393b79", number=CLUSTERS, bits=_chosen,
-            **FITTED),
+            quantises=True, **FITTED),
     Defence("cond-prototypes", "mean given the prediction and prototypes", fit="gnime.defences.prototypes:fit_conditional",
-            colour="#637939", number=CLUSTERS, bits=_chosen, **FITTED),
+            colour="#637939", number=CLUSTERS, bits=_chosen, quantises=True, **FITTED),
     Defence("mix", "mixed with the class's mean", "gnime.defences.controls:mix", colour="#e7969c", needs=("class_means",),
             number=SHARE),
 )
@@ -125,6 +139,9 @@ ATTACKERS = _by_name(
     Attacker("dense", "ExpMI behind a dense layer", "gnime.attackers.inverter:dense", rows=("permutation",), stored="row"),
     Attacker("unet", "residual U-Net", "gnime.attackers.unet:unet", without_maps=True, stored="row"),
     Attacker("kernel", "kernel ridge regression", "gnime.attackers.kernel:kernel", without_maps=True),
+    Attacker("white-box", "optimisation through victim, explainer and defence", "gnime.attackers.white_box:white_box",
+             without_maps=True, knows=("data", "victim", "defence")),
+    Attacker("averaging", "mean of several answers", "gnime.attackers.averaging:averaging", knows=("data", "answers")),
 )
 
 METRICS = _by_name(

@@ -8,11 +8,12 @@ from gnime.defences import DefenceInputs
 from gnime.defences.class_mean import class_means
 from gnime.defences.noise import row_noise
 from gnime.device import Device
-from gnime.evaluate import Result, compare, exposed
+from gnime.evaluate import Result
 from gnime.metrics import leakage
 from gnime.models.inversion import ExpMI
 from gnime.registry import ATTACKERS, DEFAULT_ATTACKERS, DEFENCES, ROWS
 from gnime.system import generator
+from gnime.verdict import compare, compare_beside, exposed
 
 
 def test_defences_by_hand():
@@ -153,4 +154,39 @@ def test_attackers_of_a_row():
     assert ROWS["predmi"].attackers(["expmi", "kernel"]) == (["predmi", "kernel"], {"expmi": "it needs an explanation"})
     assert ROWS["gnime"].attackers(["kernel"]) == (["expmi", "kernel"], {})
     assert ROWS["negative"].attackers(DEFAULT_ATTACKERS) == (["predmi", "expmi", "centred", "kernel"], {})
-    assert ROWS["gnime"].attackers(ATTACKERS)[0] == list(ATTACKERS)
+    assert ROWS["rnd"].attackers(ATTACKERS) == (list(ATTACKERS), {})
+    names, reasons = ROWS["gnime"].attackers(ATTACKERS)
+    assert [*names, *reasons] == list(ATTACKERS) and list(reasons) == ["averaging"]
+    assert "draws nothing" in reasons["averaging"], "all answers are the same map"
+    assert [row.name for row in ROWS.values() if row.draws] == ["rnd", "ond", "rnd-0", "rnd-4"]
+
+
+def trials(mse, **beside):
+    numbers = {name: {"attacker": "averaging" if "av" in name else "white-box", "mse": errors.mean().item()}
+               for name, errors in beside.items()}
+    return Result({"beside": numbers}, torch.full((100,), mse), torch.empty(0), None, beside)
+
+
+def test_attackers_that_know_more_stand_beside_the_verdict():
+    """Of the first 60 images the white-box finds half of what was left; the others are as before."""
+    def errors(mse, n=60):
+        return torch.full((n,), mse) * (1 + 0.1 * torch.linspace(-1, 1, n))
+
+    results = {"predmi": trials(0.08, white=errors(0.07)), "expmi": trials(0.02, white=errors(0.01)),
+               "gnime": trials(0.05, white=errors(0.025)), "blank": trials(0.08, white=errors(0.081)),
+               "rnd": trials(0.05, av1=errors(0.05, 100), av64=errors(0.02, 100))}
+    results["rnd"].errors[60:] = 9.0  # images that the white-box does not see
+    (warning,) = compare_beside(results)
+    assert warning == ("gnime: the verdict is optimistic: of the first 60 test images white recovers more (MSE 0.0250) than "
+                       "the best attacker that knows the data alone (0.0500); residual leakage there is 75%, not 50%")
+    found = results["gnime"].numbers["beside"]["white"]
+    assert found["n"] == 60 and found["best_mse"] == pytest.approx(0.05)
+    assert found["residual_leakage"] == pytest.approx(0.75) and found["residual_leakage_interval"] == pytest.approx([0.75] * 2)
+    assert found["gain"][0] < 0.025 < found["gain"][1]
+    rnd = results["rnd"].numbers["beside"]  # relative to the best attackers of the other two rows, on all images
+    assert rnd["av64"]["residual_leakage"] == pytest.approx(1.0) and rnd["av1"]["residual_leakage"] == pytest.approx(0.5)
+    assert rnd["av64"]["n"] == 100 and rnd["av1"]["best_residual_leakage"] == pytest.approx((0.08 - 3.63) / 0.06)
+    assert "residual_leakage_interval" not in results["expmi"].numbers["beside"]["white"], "1 by definition"
+    alone = {"gnime": trials(0.05, white=errors(0.025))}
+    (warning,) = compare_beside(alone)
+    assert warning.endswith("(0.0500)") and "residual_leakage" not in alone["gnime"].numbers["beside"]["white"]

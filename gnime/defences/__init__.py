@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..batches import Rows
 from ..device import Device
+from ..registry import DEFENCES, Row
 
 # (explanations (n, K, S, S), predictions (n, classes), images (n, C, T, T), their row numbers) -> maps (n, K, S, S)
 Protect = Callable[[Tensor, Tensor, Tensor, range], Tensor]
@@ -58,3 +59,8 @@ class Fit:
     spec: dict
     tensors: dict[str, Tensor]
     report: dict
+
+
+def load_defence(row: Row, inputs: DefenceInputs) -> Protect:
+    """The row's defence with its parameters."""
+    return DEFENCES[row.defence].load()(inputs, **row.parameters)

@@ -14,7 +14,8 @@ def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor
     over h, w of d s / d A, with s the largest logit.
 
     images: (N, C, H, W) in [0, 1]. pool: the weights are also averaged over this many successive images, as in the batches of
-    the authors' release; a map then depends on other images. Returns (N, 1, h, w) in [0, 1].
+    the authors' release; a map then depends on other images. Returns (N, 1, h, w) in [0, 1], differentiable where images
+    require gradients.
 
     Raises:
         TypeError: the model has a layer that `stack.layers` does not take.
@@ -27,14 +28,16 @@ def gradcam(model: nn.Module, images: Tensor, pool: int | None = None) -> Tensor
     cut = convolutions[-1] + 1
     while cut < len(stack) and isinstance(stack[cut], nn.ReLU):
         cut += 1
-    with torch.no_grad():
+    differentiable = images.requires_grad
+    with torch.set_grad_enabled(differentiable):
         activation = apply(pool_first(stack[:cut]), images)
     with torch.enable_grad():
         activation.requires_grad_()
         score = apply(stack[cut:], activation).amax(1).sum()
-        (gradient,) = torch.autograd.grad(score, activation)
+        (gradient,) = torch.autograd.grad(score, activation, create_graph=differentiable)
     weight = gradient.mean((2, 3))  # (N, K)
     if pool:
         weight = torch.cat([w.mean(0, keepdim=True).expand_as(w) for w in weight.split(pool)])
-    cam = torch.einsum("nk,nkhw->nhw", weight, activation.detach()).unsqueeze(1) / weight.shape[1]
+    activation = activation if differentiable else activation.detach()
+    cam = torch.einsum("nk,nkhw->nhw", weight, activation).unsqueeze(1) / weight.shape[1]
     return minmax(cam)

@@ -18,7 +18,7 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
     Dense layer and convolution: R_in = a * W+^T (R_out / (W+ a + eps)), W+ = max(W, 0), no bias. In the first convolution a
     is replaced by ones. Max pooling is treated as average pooling. ReLU and dropout do not change the relevance.
 
-    images: (N, C, H, W) in [0, 1]. Returns (N, C, H, W) in [0, 1].
+    images: (N, C, H, W) in [0, 1]. Returns (N, C, H, W) in [0, 1], differentiable where images require gradients.
 
     Raises:
         TypeError: the model has a layer that `stack.layers` does not take, a convolution padded with anything but zeros,
@@ -32,7 +32,7 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
         if dilated or getattr(layer, "padding_mode", "zeros") != "zeros":
             raise TypeError(f"{layer}: LRP takes convolutions padded with zeros and pooling without dilation")
     first = next((i for i, layer in enumerate(stack) if isinstance(layer, nn.Conv2d)), None)
-    with torch.no_grad():
+    with torch.set_grad_enabled(images.requires_grad):
         inputs, x = [], images
         for layer in stack:
             inputs.append(None if isinstance(layer, nn.ReLU) else x)  # relevance passes a ReLU whatever its input
@@ -80,7 +80,7 @@ def _transposed(share: Tensor, weight: Tensor, layer: nn.Conv2d, shape: torch.Si
         with torch.enable_grad():
             x = share.new_zeros(shape, requires_grad=True)
             z = F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return torch.autograd.grad(z, x, share)[0]
+        return torch.autograd.grad(z, x, share, create_graph=share.requires_grad)[0]
     if layer.in_channels < THIN and layer.groups == 1:
         products = product(weight.flatten(1).T, share.transpose(0, 1).flatten(1))  # (C * taps, N * outputs' pixels)
         products = products.view(len(products), len(share), share.shape[2:].numel()).transpose(0, 1)  # (N, C * taps, pixels)
@@ -100,9 +100,9 @@ def _down_pool(layer: nn.Module, a: Tensor, relevance: Tensor) -> Tensor:
         share = relevance.div_(F.avg_pool2d(a, 2).add_(EPS).mul_(4))
         windows = a.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (N, C, H/2, 2, W/2, 2)
         return (windows * share[:, :, :, None, :, None]).flatten(4).flatten(2, 3)
+    share = relevance.div_(F.avg_pool2d(a, kernel, stride, layer.padding, layer.ceil_mode).add_(EPS))
     with torch.enable_grad():
-        x = a.detach().clone().requires_grad_()
+        x = torch.zeros_like(a, requires_grad=True)
         pooled = F.avg_pool2d(x, kernel, stride, layer.padding, layer.ceil_mode)
-        share = relevance / (pooled.detach() + EPS)
-        (back,) = torch.autograd.grad(pooled, x, share)
+        (back,) = torch.autograd.grad(pooled, x, share, create_graph=share.requires_grad)
     return a * back

@@ -1,6 +1,6 @@
 """The layers of a classifier as a list, and the last step of every explanation, its scaling to [0, 1]."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -50,7 +50,7 @@ def pool_first(stack: Iterable[nn.Module]) -> list[nn.Module]:
     return stack
 
 
-def apply(stack: Iterable[nn.Module], x: Tensor) -> Tensor:
+def apply(stack: Iterable[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
     """The output of the layers on `x`, one after the other."""
     for layer in stack:
         if isinstance(layer, nn.Flatten) and x.requires_grad:

@@ -36,6 +36,27 @@ def verdict_table(results: dict[str, Result]) -> str:
                      "most exposed 5 %", "cost"], lines)
 
 
+def beside_table(results: dict[str, Result]) -> list[str]:
+    """What attackers recover that know more than the data, and what the best of the others does of the same images."""
+    lines = []
+    for row, result in results.items():
+        for name, numbers in result.numbers["beside"].items():
+            interval = numbers.get(f"{RESIDUAL}_interval")
+            lines.append([row, name, str(numbers["n"]), _number(numbers["mse"]), _number(numbers["best_mse"]),
+                          _number(numbers.get(RESIDUAL), ".1%"),
+                          "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
+                          _number(numbers.get(f"best_{RESIDUAL}"), ".1%")])
+    head = ["setting", "attacker", "images", "MSE", "the best's", "residual leakage", "95 % (test images)", "the best's"]
+    title = "attackers that know more than the data, beside the best that does not:"
+    return [title, _aligned(head, lines), ""] if lines else []
+
+
+def single_answers(results: dict[str, Result]) -> list[str]:
+    """A line for each row whose noise is drawn: what it leaks holds for one answer to each image."""
+    return [f"{name}: its residual leakage holds for one answer to each image, the same whenever it is asked; a service that "
+            "draws anew for each answer leaks more" for name in results if find_row(name).draws]
+
+
 def skipped(results: dict[str, Result]) -> list[str]:
     """A line for each row that some of the attackers cannot attack, with the reason."""
     return [f"{name}: not attacked by {attacker}: {reason}" for name, result in results.items()
@@ -92,7 +113,8 @@ def write(experiment: Experiment, results: dict[str, Result], warnings: list[str
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
         "configuration": _as_trained(run.describe(), networks), "precision": device.precision, "command": run.command("eval"),
-        "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits, **result.numbers}
+        "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
+                            "answers": 1 if find_row(name).draws else None, **result.numbers}
                      for name, result in results.items()},
         "networks": networks, "costs": {name: result.costs for name, result in results.items()},
         "warnings": warnings, "duration": duration, **provenance(device.describe()),
