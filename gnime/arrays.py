@@ -7,6 +7,8 @@ A foreign file is one that GNIME did not write. It has no record of its making a
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -16,12 +18,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
-from .errors import GnimeError
-from .store import writing
+from .errors import GnimeError, printable
+from .store import open_regular, reserve, writing
 
 LAYOUT = 2  # version of the file layout; raised when files of the version before can no longer be read
 CRC_BLOCK = 1 << 20  # bytes per CRC-32; the digest is the SHA-256 of record, shape, type and all CRC-32s
@@ -81,8 +84,7 @@ def create(path: Path, shape: tuple[int, ...], dtype: str, record: dict) -> Iter
     text = json.dumps(record).encode("ascii")
     with writing(path) as part:
         _reserve(part, int(np.prod(shape)) * dtype.itemsize + 2 * len(text) + (1 << 18))
-        part.unlink()
-        with h5py.File(part, "w", userblock_size=HEADER) as file:
+        with h5py.File(part, "w", userblock_size=HEADER, locking=False) as file:  # `artifact_lock` locks
             hickle.dump(np.zeros((0, *shape[1:]), dtype), file)  # for hickle's attributes; h5py writes the rows
             attributes = dict(file["data"].attrs)
             del file["data"]
@@ -110,8 +112,8 @@ def create(path: Path, shape: tuple[int, ...], dtype: str, record: dict) -> Iter
 
 def _reserve(path: Path, size: int) -> None:
     """Allocates disk space before libhdf5 writes, because libhdf5 crashes when the disk is full."""
-    with path.open("ab") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+    with path.open("r+b") as file:
+        reserve(file, path, size)
 
 
 def _digest(record: dict, shape: tuple[int, ...], dtype: str, crcs: list[int]) -> str:
@@ -139,10 +141,26 @@ def load(path: Path) -> Array:
     """Memory-maps an array's file and verifies its checksums: that of the HDF5 structures before libhdf5 parses them.
 
     Raises:
-        GnimeError: the file is damaged, cannot be read, holds something other than one array of numbers, or refers to data in
-            another file.
+        GnimeError: the file is damaged, cannot be read, is open for writing in another program, holds something other than one
+            array of numbers, or refers to data in another file.
     """
-    remedy = "remove it and run prepare.py again"
+    with open_regular(path) as file:
+        _check_not_in_use(file, path)
+        return _load(path)
+
+
+def _check_not_in_use(file: BinaryIO, path: Path) -> None:
+    """libhdf5 locks a file that it may write. Until it is closed, its checksum does not fit."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise GnimeError(f"{path}: another program has it open for writing; close it there and run the command again") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _load(path: Path) -> Array:
+    remedy = "move it away and run prepare.py again"
     damaged = f"{path}: damaged (its checksum does not fit); {remedy}"
     try:
         header = _read_header(path)
@@ -150,16 +168,16 @@ def load(path: Path) -> Array:
             raise GnimeError(f"{path}: written in layout {header['layout']}, this version reads {LAYOUT}; {remedy}")
         if header is not None and _digest_around(path, header["offset"], header["bytes"]) != header["rest"]:
             raise GnimeError(damaged)
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             dataset = _only_dataset(file)
             rows, record = _map(path, dataset), _record(file)
     except GnimeError:
         raise
-    except PermissionError:
-        raise GnimeError(f"{path}: cannot be read; change its permissions") from None
     except Exception as error:  # a damaged or hostile file can make h5py raise anything
-        reason = str(error) if isinstance(error, ValueError) else "it is damaged"
-        reason = " ".join(reason.split())[:200]
+        if isinstance(error, OSError) and error.errno:
+            raise GnimeError(f"{path}: cannot be read ({os.strerror(error.errno)}); see to that, and run the command "
+                             "again") from None
+        reason = printable(error) if isinstance(error, ValueError) else "it is damaged"
         raise GnimeError(f"{path}: not a hickle file with one array of numbers ({reason}); {remedy}") from None
     digest = _digest(record or {}, rows.shape, rows.dtype.str, _checksums(rows))
     if (header is None) != (record is None) or (header is not None and digest != header["digest"]):
@@ -201,7 +219,14 @@ def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     if offset is not None and dataset.chunks is None:
         if offset + dataset.nbytes > size:
             raise ValueError("it is truncated")
-        return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+        try:
+            return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
+        except OSError as error:  # a file system without shared mappings
+            if error.errno != errno.ENODEV:
+                raise
+            rows = np.memmap(path, dataset.dtype, "c", offset, dataset.shape)
+            rows.flags.writeable = False
+            return rows
     if dataset.nbytes > 1000 * size:  # no real array compresses so well
         raise ValueError(f"its shape {dataset.shape} is far more than the file holds")
     rows = scratch(dataset.shape, dataset.dtype, path.parent)
@@ -214,7 +239,8 @@ def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 def scratch(shape: tuple[int, ...], dtype, folder: Path) -> np.ndarray:
     """A new array in an unnamed temporary file in `folder`, so it may be larger than memory.
 
-    The system deletes the file when the process ends.
+    The system deletes the file when the process ends. On a file system that cannot be memory-mapped, it is in the system's
+    folder of temporary files.
 
     Raises:
         GnimeError: the disk does not have room for it, or the folder cannot be written.
@@ -222,7 +248,10 @@ def scratch(shape: tuple[int, ...], dtype, folder: Path) -> np.ndarray:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # so that a full disk is an error here, not at a later row
+            reserve(file, folder / "scratch", size)  # so that a full disk is an error here, not at a later row
             return np.memmap(file, dtype, "r+", shape=tuple(shape))
     except OSError as error:
+        other = Path(tempfile.gettempdir())
+        if error.errno == errno.ENODEV and folder != other:  # a file system without shared mappings
+            return scratch(shape, dtype, other)
         raise GnimeError(f"{folder}: no room for a scratch file of {size / 1e9:.1f} GB ({error.strerror})") from None

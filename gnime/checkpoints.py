@@ -1,19 +1,20 @@
 """Networks on disk.
 
 A network's file holds only tensors and plain data, and no code in it is executed. It has a record of its making (`made_by`)
-and a checksum. A file without them is foreign, that is not written by GNIME. It is used with a warning.
+and a checksum. A file without them is foreign, that is not written by GNIME. It is used with a warning; see `foreign`.
 """
 
 import errno
 import json
-import zipfile
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .errors import GnimeError
-from .store import digest_of, writing
+from . import foreign
+from .errors import GnimeError, printable
+from .store import digest_of, open_regular, writing
 from .system import warn
 
 LAYOUT = 3  # version of the file layout; raised when files of the version before can no longer be read
@@ -29,6 +30,7 @@ class Checkpoint:
         made_by: the identity that it was trained with; None for a foreign file.
         extra: the report of the training.
         digest: SHA-256 of the file's content but `extra`, in hexadecimal.
+        notes: how a foreign file was read, where that is not plain.
     """
 
     tensors: dict
@@ -36,6 +38,7 @@ class Checkpoint:
     made_by: dict | None = None
     extra: dict | None = None
     digest: str = ""
+    notes: str = ""
 
     @property
     def ours(self) -> bool:
@@ -64,63 +67,30 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Reads a network's file and verifies its checksum.
 
     Raises:
-        GnimeError: the file is damaged, cannot be read, has another layout, or holds something other than tensors and plain
-            data.
+        GnimeError: the file is damaged, cannot be read, has another layout or format, or holds something other than tensors
+            and plain data.
     """
-    remedy = "remove it and run the command again"
-    try:
-        _check_zip(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise GnimeError(f"{path}: cannot be read; change its permissions") from None
-    except Exception as error:  # a damaged or hostile file can make the reader raise anything
-        reason = "it contains code" if "Unsupported" in str(error) or "WeightsUnpickler" in str(error) else "it is damaged"
-        raise GnimeError(f"{path}: not a file of tensors and plain data ({reason}); {remedy}") from None
-    if isinstance(content, dict) and content and all(
-            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
-        return Checkpoint(dict(content), digest=digest_of(_sane(dict(content), path)))
+    with open_regular(path) as file:
+        content = foreign.read(file, path, os.fstat(file.fileno()).st_size)
     keys = {"gnime", "tensors", "spec", "made_by", "extra", "identity", "checksum"}
     if not isinstance(content, dict) or set(content) != keys:
-        raise GnimeError(f"{path}: neither a network that GNIME wrote nor a plain state dict; {remedy}")
+        tensors, notes = foreign.state_dict(content, path)
+        return Checkpoint(tensors, digest=digest_of(tensors), notes=notes)
+    remedy = "move it away and run the command again"
     if content["gnime"] != LAYOUT:
-        raise GnimeError(f"{path}: written in layout {content['gnime']!r}, this version reads {LAYOUT}; {remedy}")
-    _sane(content["tensors"], path)
+        raise GnimeError(f"{path}: written in layout {printable(content['gnime'], 20)}, this version reads {LAYOUT}; {remedy}")
     try:
         identity = digest_of([LAYOUT, content["tensors"], content["spec"], content["made_by"]])
         intact = identity == content["identity"] and digest_of([identity, content["extra"]]) == content["checksum"]
-    except (TypeError, ValueError, AttributeError, RecursionError):
+    except (TypeError, ValueError, AttributeError):
         intact = False
     if not intact:
         raise GnimeError(f"{path}: damaged (its checksum does not fit); {remedy}")
     return Checkpoint(content["tensors"], content["spec"], content["made_by"], content["extra"], identity)
 
 
-def _check_zip(path: Path) -> None:
-    """Refuses compressed parts, which could expand to more than memory holds. torch.save does not compress."""
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"PK\x03\x04":
-        raise ValueError("not a zip archive")
-    with zipfile.ZipFile(path) as archive:
-        parts = archive.infolist()
-        if any(p.compress_type != zipfile.ZIP_STORED for p in parts) or sum(p.file_size for p in parts) > path.stat().st_size:
-            raise ValueError("compressed parts")
-
-
-def _sane(content: object, path: Path) -> object:
-    """Refuses tensors of more numbers than the file holds, which strides of zero make possible. Returns the content."""
-    room = path.stat().st_size
-    stack = [content]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, torch.Tensor):
-            if value.layout != torch.strided or value.numel() * value.element_size() > room:
-                raise GnimeError(f"{path}: a tensor of shape {tuple(value.shape)} is more than the file holds; remove it")
-        elif isinstance(value, dict):
-            stack += value.values()
-        elif isinstance(value, (list, tuple)):
-            stack += value
-    return content
+FLAGS = {"target": "--target", "xai": "--xai", "seed": "--seed", "image_size": "--image-size", "official": "--official",
+         "weight": "--weight", "stage": "--batch-size and --lr", "precision": "--precision", "width": "--width"}
 
 
 def require(path: Path, found: dict, wanted: dict) -> None:
@@ -132,30 +102,39 @@ def require(path: Path, found: dict, wanted: dict) -> None:
     for key, value in wanted.items():
         if found.get(key) != value:
             what = f"{key} {_short(found.get(key))}, this run has {_short(value)}"
-            stale = key in ("injector", "ond-defender", "defence")
-            remedy = f"the {key} was trained again since, so remove this file" if stale else "give the same flags"
-            raise GnimeError(f"{path}: made with {what}; {remedy}, or move it away, or choose another --root")
+            remedy = f"give the same {FLAGS[key]}, or " if key in FLAGS else ""
+            if isinstance(value, str) and len(value) == 64:  # the digest of another artifact
+                remedy = f"the {key} changed since: "
+            raise GnimeError(f"{path}: made with {what}; {remedy}move it away, or choose another --root")
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:12] if len(text) == 64 else text[:200]
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text[:12] if len(text) == 64 else printable(text)
 
 
-def load_into(network: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
-    """Loads a file's tensors into the network, in place.
+def check_fit(network: torch.nn.Module, tensors: dict, path: Path) -> None:
+    """Compares a file's tensors with the network that they are for, which may be on the device "meta".
 
     Raises:
-        GnimeError: names or shapes differ from the network's, or a number is not finite.
+        GnimeError: names or shapes differ from the network's, or a number is not finite in the network's type.
     """
-    tensors, own = checkpoint.tensors, network.state_dict()
+    own = network.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
         ours, theirs = own.get(name), tensors.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = [None if t is None else tuple(t.shape) for t in (theirs, ours)]
-            raise GnimeError(f"{path}: does not fit: {name} has shape {shapes[0]} there, {shapes[1]} in this run's network")
-        if theirs.is_floating_point() and not theirs.isfinite().all():
-            raise GnimeError(f"{path}: {name} holds numbers that are not finite; remove the file and make it again")
-    network.load_state_dict(tensors)
+            raise GnimeError(f"{path}: does not fit: {printable(name, 80)} has shape {shapes[0]} there, {shapes[1]} in this "
+                             "run's network")
+        if theirs.is_floating_point() and not theirs.to(ours.dtype).isfinite().all():
+            raise GnimeError(f"{path}: {printable(name, 80)} holds numbers that are not finite; move the file away and make "
+                             "it again")
+
+
+def load_into(network: torch.nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Loads a file's tensors into the network, in place. Raises as `check_fit` does."""
+    check_fit(network, checkpoint.tensors, path)
+    network.load_state_dict(checkpoint.tensors)
     if not checkpoint.ours:
-        warn(f"{path} has no record of how it was made; it is used as it is")
+        notes = f" ({checkpoint.notes})" if checkpoint.notes else ""
+        warn(f"{path} has no record of how it was made; it is used as it is{notes}")

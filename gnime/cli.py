@@ -12,6 +12,7 @@ from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, target
 from .errors import GnimeError, fixable
 from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
+from .streams import open_standard_streams, tell
 from .threads import configure_threads
 
 ABOUT = {
@@ -69,6 +70,12 @@ def _positive(text: str) -> float:
     return value
 
 
+def _rate(text: str) -> float:
+    if not 0 < (value := _positive(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0, up to 1")
+    return value
+
+
 def target_name(text: str) -> str:
     """A type for flags: a name that can be a folder in --datasets and a part of a file's name."""
     if not re.fullmatch(r"\w[\w .+-]*", text) or text.endswith((" ", ".", ".state")) or len(text.encode()) > 200:
@@ -116,6 +123,7 @@ def parser(script: str) -> argparse.ArgumentParser:
                           help=f"{EPOCHS[script]} {_default(CONFIGS[script] + 'epochs')}")
     training.add_argument("--batch-size", type=at_least(1), metavar="N",
                           help=f"images per step {_default(CONFIGS[script] + 'batch_size')}")
+    training.add_argument("--lr", type=_rate, metavar="R", help=f"Adam's learning rate {_default(CONFIGS[script] + 'lr')}")
     training.add_argument("--width", type=_width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
     if script == "train":
         training.add_argument("--weight", type=_positive, metavar="A",
@@ -185,7 +193,7 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     return Run(script, record, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
                rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False), getattr(given, "jobs", 1),
-               given.published)
+               given.published, given.lr)
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:
@@ -194,9 +202,7 @@ def main(script: str, arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: argparse refuses the command line (code 2), or it has --help or --version (code 0).
     """
-    for stream in (sys.stdout, sys.stderr):  # names may have letters that the terminal's encoding does not have
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    open_standard_streams()
     run = resolve(script, arguments)
 
     def work() -> None:
@@ -223,5 +229,5 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
         if (line := fixable(error)) is None:
             raise
         code = 1
-    print(f"{name}: error: {line}", file=sys.stderr)
+    tell(f"{name}: error: {' '.join(line.splitlines())}", sys.stderr)
     return code

@@ -102,6 +102,9 @@ PUBLISHED = {
     "nothing": "in all, because nothing of the prediction is published",
 }
 
+# Channels that an inverter needs at the side of the images; it has width / side. On 1,000 digits, 1, 2, 4 and 8 of them gave an
+# MSE of .012, .005, .005 and .002 after 80 epochs [G]
+CHANNELS = 8
 IMAGE_SIZES = (16, 32, 64, 128, 256)  # powers of two, because the networks halve and double the side
 
 
@@ -149,6 +152,7 @@ class Run:
     skip_bad: bool = False
     jobs: int = 1  # attackers that are trained at once
     published: str = "logits"  # a name in PUBLISHED: the form in which all but the victim see a prediction
+    lr: float | None = None
 
     @property
     def published_part(self) -> str:
@@ -167,7 +171,7 @@ class Run:
     def train_config(self, network: str) -> TrainConfig:
         """The training of `network`: "classifier", "injector", or the paper's setting whose inverter is trained ("expmi", ...).
 
-        The flags --epochs and --batch-size apply to the networks that the script itself trains.
+        The flags --epochs, --batch-size and --lr apply to the networks that the script itself trains.
         """
         kind = network if network in ("classifier", "injector") else "inverter"
         config = getattr(self.target, kind)
@@ -175,7 +179,7 @@ class Run:
             config = official_config(config, self.target.name, network)
         own = {"prepare": "classifier", "train": "injector", "eval": "inverter"}[self.script]
         if kind == own:
-            config = replace(config, **{k: v for k in ("epochs", "batch_size") if (v := getattr(self, k)) is not None})
+            config = replace(config, **{k: v for k in ("epochs", "batch_size", "lr") if (v := getattr(self, k)) is not None})
         return config
 
     def command(self, script: str) -> str:
@@ -189,7 +193,7 @@ class Run:
         switches = {}
         if script == self.script:
             weight, usual = self.target.inversion_weight, target(self.target.name).inversion_weight
-            flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--precision": self.precision,
+            flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--lr": self.lr, "--precision": self.precision,
                       "--weight": weight if script == "train" and weight != usual else None}
             flags["--jobs"] = self.jobs if self.jobs > 1 else None
             switches |= {"--deterministic": self.deterministic, "--skip-bad": self.skip_bad}
@@ -200,6 +204,11 @@ class Run:
         if script == self.script and self.attackers not in ((), DEFAULT_ATTACKERS):
             words += ["--attackers", *self.attackers]
         return " ".join(["python", f"{script}.py", *words])
+
+    @property
+    def sensible_width(self) -> int:
+        """The smallest width at which the inverters' last convolutions have enough channels; see `CHANNELS`."""
+        return -(-CHANNELS * self.target.size // 64) * 64
 
     def official_flag(self) -> list[str]:
         """`--official` as this run was given it. Without names it means every choice."""

@@ -72,13 +72,14 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
         GnimeError: they are missing and there is no source; or the files are damaged, belong to another run, or hold wrong
             shapes or values.
     """
-    with artifact_lock(paths.images), artifact_lock(paths.labels):
+    with artifact_lock(paths.images, paths.root), artifact_lock(paths.labels, paths.root):
         if _exist(paths):
             if not quiet:
                 say(f"images        {paths.images}: found")
         elif source:
             _make(run, paths, source)
         else:
+            _check_half(run, paths)
             missing = paths.labels if paths.images.exists() else paths.images
             raise Unfinished(f"{missing} is missing; make it with: {run.command('prepare')}")
     images, labels = arrays.load(paths.images), arrays.load(paths.labels)
@@ -93,6 +94,21 @@ def _exist(paths: Paths) -> bool:
     return exists(paths.images, paths.root) and exists(paths.labels, paths.root)
 
 
+def _check_half(run: Run, paths: Paths) -> None:
+    """Images without labels, or labels without images, are replaced only where their file says that this run made them.
+
+    Raises:
+        GnimeError: it does not.
+    """
+    for there, missing in ((paths.images, paths.labels), (paths.labels, paths.images)):
+        if exists(there, paths.root) and not exists(missing, paths.root):
+            record = arrays.load(there).record
+            if record is None:
+                raise GnimeError(f"{missing} is missing, and {there} has no record that GNIME made it, so it is kept; put "
+                                 f"{missing.name} beside it, or move it away")
+            require(there, record, _identity(run))
+
+
 def _identity(run: Run) -> dict:
     return {"target": run.target.name, "image_size": run.target.size, "seed": run.seed}
 
@@ -105,15 +121,15 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
                          f"(n, {target.channels}, {target.size}, {target.size}); move it away, or choose another --root")
     if labels.rows.shape != (n,) or labels.rows.dtype.kind not in "ui":
         raise GnimeError(f"{labels.path}: {labels.rows.dtype} {labels.rows.shape}, {images.path.name} needs integers "
-                         f"({n},); remove both")
+                         f"({n},); move both away")
     if n < MINIMUM:
-        raise GnimeError(f"{images.path}: {n} images; the splits need at least {MINIMUM}; remove it")
+        raise GnimeError(f"{images.path}: {n} images; the splits need at least {MINIMUM}; move it away")
     if labels.rows.min() < 0 or labels.rows.max() >= MAXIMUM_CLASSES:
         raise GnimeError(f"{labels.path}: labels from {labels.rows.min()} to {labels.rows.max()}; classes are numbered from 0 "
-                         f"to {MAXIMUM_CLASSES - 1} at most; remove it")
+                         f"to {MAXIMUM_CLASSES - 1} at most; move it away")
     in_range = images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1
     if images.rows.dtype != np.uint8 and not in_range:
-        raise GnimeError(f"{images.path}: {images.rows.dtype}; images are uint8, or numbers in [0, 1]; remove it")
+        raise GnimeError(f"{images.path}: {images.rows.dtype}; images are uint8, or numbers in [0, 1]; move it away")
     for array in (images, labels):
         if array.record is None:
             warn(f"{array.path} has no record of how it was made; it is used as it is")
@@ -125,7 +141,7 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
             raise GnimeError(f"{array.path}: made with {flag}, this run asks for {wanted} images; pass {flag}, "
                              f"or move it away, or choose another --root")
     if labels.record is not None and labels.record["images"] != images.digest:
-        raise GnimeError(f"{labels.path}: not the labels of the images in {images.path.name}; remove both and run "
+        raise GnimeError(f"{labels.path}: not the labels of the images in {images.path.name}; move both away and run "
                          f"prepare.py again")
 
 
@@ -138,6 +154,7 @@ def missing_source(run: Run, paths: Paths) -> Source | None:
     """
     if _exist(paths):
         return None
+    _check_half(run, paths)
     source = open_source(run)
     _enough(run, len(source.labels))
     return source

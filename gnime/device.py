@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -10,10 +12,13 @@ import torch
 import torch.distributed as dist
 
 from .config import Run
-from .errors import GnimeError, UsageError
-from .system import release_freed_memory, retain_freed_memory, say
+from .errors import GnimeError, UsageError, printable
+from .streams import tell
+from .system import processes, release_freed_memory, retain_freed_memory, say
 
 TIMEOUT = timedelta(days=7)  # of a barrier, at which processes may wait while another one trains an attacker
+START = timedelta(minutes=5)  # in which all processes of a run must have started
+NOTICE = 10.0  # seconds after which a process says that it waits for the others
 
 
 def default_precision(gpu: int) -> str:
@@ -34,11 +39,11 @@ class Device:
 
     Raises:
         GnimeError: --gpu names a device that the machine does not have.
-        UsageError: --precision tf32 on the CPU.
+        UsageError: --precision tf32 on the CPU; or torchrun's variables in the environment make no sense.
     """
 
     def __init__(self, run: Run):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world = processes()
         self.torch = self._choose(run.gpu)
         cuda = self.torch.type == "cuda"
         self.precision = run.precision or default_precision(run.gpu)
@@ -52,7 +57,26 @@ class Device:
         if not cuda:
             retain_freed_memory()
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=TIMEOUT)
+            self._join("nccl" if cuda else "gloo")
+
+    def _join(self, backend: str) -> None:
+        """Meets the other processes of the run, which are to start within `START`. Later they may wait for `TIMEOUT`."""
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        line = f"process {self.rank} of {self.world} waits for the others at {place}"
+        notice = threading.Timer(NOTICE, tell, (line, sys.stderr))
+        notice.daemon = True
+        notice.start()
+        try:
+            store, _, _ = next(dist.rendezvous("env://", timeout=START))
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=TIMEOUT)
+            self.barrier()  # the backends connect in it
+            store.set_timeout(TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            reason = printable(str(error).split("\n")[0], 150)
+            raise GnimeError(f"process {self.rank} of {self.world} does not reach the others at {place} ({reason}); start all "
+                             f"of them within {START.seconds // 60} minutes, and with a free MASTER_PORT") from None
+        finally:
+            notice.cancel()
 
     def _choose(self, gpu: int) -> torch.device:
         if gpu < 0:
@@ -60,7 +84,8 @@ class Device:
         if not torch.cuda.is_available():
             say(f"no CUDA device: --gpu {gpu} is ignored, the run uses the CPU")
             return torch.device("cpu")
-        gpu = int(os.environ.get("LOCAL_RANK", gpu))
+        if self.world > 1:
+            gpu = int(os.environ.get("LOCAL_RANK") or gpu)
         if gpu >= torch.cuda.device_count():
             raise GnimeError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0")
         torch.cuda.set_device(gpu)

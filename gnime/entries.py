@@ -58,7 +58,7 @@ class Defence(Entry):
     """(inputs: DefenceInputs, **parameters) -> protect(explanation, prediction, image, rows) -> maps.
 
     Attributes:
-        colour: of its row in figures.
+        colour: of its row in figures; empty: one of `registry.COLOURS`.
         needs: the fields of `DefenceInputs` that it uses beside the seed. They are made or found before it is called.
         fit: "module:function" (data: DefenderData, **parameters) -> Fit, of a defence that needs `fitted`.
         number: the parameter that its rows' names carry.
@@ -68,7 +68,7 @@ class Defence(Entry):
         quantises: it sends one of a few maps, so a map does not change with the explanation except in steps.
     """
 
-    colour: str = "#555555"
+    colour: str = ""
     needs: tuple[str, ...] = ()
     fit: str = ""
     number: Number | None = None

@@ -97,7 +97,7 @@ def _published(experiment: Experiment, row: Row, defence: Protect) -> Iterator[t
     sources = [clean.explanations, clean.predictions, clean.images]
     for rows, (explanation, prediction, image) in iter_batches(sources, range(len(clean.images)), experiment.device.torch):
         if not explanation.isfinite().all():
-            raise GnimeError(f"{row.name}: {experiment.paths.explanations} holds numbers that are not finite; remove it and "
+            raise GnimeError(f"{row.name}: {experiment.paths.explanations} holds numbers that are not finite; move it away and "
                              "run prepare.py again")
         protected = defence(explanation, prediction, image, rows)
         fault = ""

@@ -243,12 +243,11 @@ class Experiment:
         identity = {"kind": name, "target": self.run.target.name, "seed": self.run.seed, "images": self.data.digest,
                     "official": self.run.repeats("optimiser")}
         spec = classifier_spec(self.run.target, len(self.data.classes))
-        task = NetworkTask(name, path, spec, identity, config, (name,), train, extend=False, explained=True)
+        task = NetworkTask(name, path, spec, identity, config, (name,), train, extend=False, explained=True,
+                           score="validation accuracy")
         model = self.load_or_train(task)
-        epochs = model.report.get("epochs", config.epochs)
-        if self._prepares and epochs < config.epochs and not model.report["early"]:
-            warn(f"{path} was trained for {epochs} epochs, this run asks for {config.epochs}: it is used as it is; remove it "
-                 f"and what was made with it to train it anew")
+        if self._prepares and (otherwise := networks.trained_less(model.report, config)):
+            warn(f"{path} was {otherwise}: it is used as it is; remove it and what was made with it to train it anew")
         return model
 
     def load_or_train(self, task: NetworkTask) -> TrainedModel:
@@ -259,7 +258,7 @@ class Experiment:
         """
         path, root, device = task.path, self.run.root, self.device
         state = self.paths.state(path)
-        with artifact_lock(path, device, task.own_folder):
+        with artifact_lock(path, root, device, task.own_folder):
             checkpoint = load_checkpoint(path) if exists(path, root) else None
             if checkpoint is not None and task.shared and (other := networks.trained_otherwise(checkpoint, task)):
                 say(f"{task.name:<13} {path}: {other}; it is trained anew")
@@ -285,7 +284,7 @@ class Experiment:
                 state.unlink(missing_ok=True)
             device.barrier()
             digest = digest or load_checkpoint(path).digest
-        score = f", best {report['score']:.4g} at epoch {report['best_epoch']}" if "score" in report else ""
+        score = f", best {task.score} {report['score']:.4g} at epoch {report['best_epoch']}" if "score" in report else ""
         say(f"{task.name:<13} {path}: made in {report['seconds']:.0f} s, {report['epochs']} epochs{score}")
         return TrainedModel(networks.ready_to_use(network, task), digest, report, made_by)
 

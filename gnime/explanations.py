@@ -41,7 +41,10 @@ def predict(victim: nn.Module, data: Data, device: Device, run: Run) -> np.ndarr
     found = arrays.scratch((len(data.images), len(data.classes)), np.float32, Paths(run).aux)
     with torch.no_grad(), full_fp32():
         for rows, (images,) in iter_batches([data.images], range(len(data.images)), device.torch):
-            found[rows.start : rows.stop] = publish(victim(images), run.published).cpu().numpy()
+            logits = victim(images)
+            if not logits.isfinite().all():
+                raise GnimeError("victim: its predictions are not finite, so its weights are not sound; give others")
+            found[rows.start : rows.stop] = publish(logits, run.published).cpu().numpy()
     return found
 
 
@@ -79,7 +82,7 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
         GnimeError: they are missing and not `make`; or the file is damaged, or of another victim, explainer or other images.
     """
     path, run = paths.explanations, task.run
-    with artifact_lock(path, device):
+    with artifact_lock(path, paths.root, device):
         finished = exists(path, paths.root)
         device.barrier()
         if finished:
@@ -95,7 +98,7 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
     shape = (len(task.data.images), *function(task.victim, image).shape[1:])
     if maps.rows.shape != shape or maps.rows.dtype.kind != "f":
         raise GnimeError(f"{path}: {maps.rows.dtype} {maps.rows.shape}, this run needs float32 {shape}; "
-                         f"remove it or choose another --root")
+                         f"move it away or choose another --root")
     if maps.record is None:
         warn(f"{path} has no record of how it was made; it is used as it is")
         _check_foreign(maps)
@@ -108,7 +111,7 @@ def _check_foreign(maps: arrays.Array) -> None:
     for part in slices(range(len(maps.rows)), CHUNK):
         rows = maps.rows[part.start : part.stop]
         if not (np.isfinite(rows).all() and rows.min() >= 0 and rows.max() <= 1):
-            raise GnimeError(f"{maps.path}: values outside [0, 1] in rows {part.start} to {part.stop - 1}; remove it")
+            raise GnimeError(f"{maps.path}: values outside [0, 1] in rows {part.start} to {part.stop - 1}; move it away")
 
 
 def _make(task: ExplanationTask, path: Path, device: Device) -> None:
@@ -124,6 +127,9 @@ def _make(task: ExplanationTask, path: Path, device: Device) -> None:
             return
         with arrays.create(path, (n, *batch.shape[1:]), "float32", task.identity()) as writer:
             while batch is not None:
+                if not np.isfinite(batch).all():
+                    raise GnimeError(f"--xai {task.run.xai}: the victim's maps are not finite, so its weights are not sound; "
+                                     "nothing was written")
                 writer.write(batch)
                 bar.update(len(batch))
                 batch = next(batches, None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import Checkpoint, load_checkpoint, load_into
+from .checkpoints import Checkpoint, check_fit, load_checkpoint, load_into
 from .config import Target, TrainConfig
 from .errors import GnimeError
 from .models.classifier import Classifier
@@ -59,10 +59,25 @@ def rebuild(path: Path | str) -> nn.Module:
     path = Path(path)
     if not path.exists():
         raise GnimeError(f"{path} is missing")
-    checkpoint = load_checkpoint(path)
-    if not checkpoint.ours or checkpoint.spec.get("network") not in NETWORKS:
-        raise GnimeError(f"{path}: does not say which network it holds")
-    network = build(checkpoint.spec)
+    return rebuild_from(load_checkpoint(path), path)
+
+
+def rebuild_from(checkpoint: Checkpoint, path: Path) -> nn.Module:
+    """The network in the content of `path`. Its specification is compared with its tensors before memory is taken for it.
+
+    Raises:
+        GnimeError: the file does not say which network it is, or its tensors are not those of its specification.
+    """
+    spec = checkpoint.spec
+    if not checkpoint.ours or not isinstance(spec, dict) or str(spec.get("network")) not in NETWORKS:
+        raise GnimeError(f"{path}: does not say which network it holds; move it away and run the command again")
+    try:
+        with torch.device("meta"):  # shapes without numbers
+            shapes = build(spec)
+    except (TypeError, ValueError, RuntimeError, KeyError, OverflowError):  # what the constructors make of wrong arguments
+        raise GnimeError(f"{path}: its specification is of no network; move it away and run the command again") from None
+    check_fit(shapes, checkpoint.tensors, path)
+    network = build(spec)
     load_into(network, checkpoint, path)
     return network.eval()
 
@@ -95,6 +110,7 @@ class NetworkTask:
         extend: a file of fewer epochs than asked for is trained further, if its state is there.
         own_folder: the file's folder belongs to this artifact alone.
         explained: explainers take the network, so it is kept plain outside training.
+        score: what its training reports as the best, in words.
         shared: runs with other flags find the same file. It is trained anew where their epochs or batch differ.
     """
 
@@ -108,6 +124,7 @@ class NetworkTask:
     extend: bool = True
     own_folder: bool = False
     explained: bool = False
+    score: str = "validation MSE, before clipping,"
     shared: bool = False
 
 
@@ -118,6 +135,16 @@ def trained_otherwise(checkpoint: Checkpoint, task: NetworkTask) -> str:
     epochs, config, stage = checkpoint.extra["epochs"], task.config, checkpoint.made_by.get("stage")
     if epochs > config.epochs:
         return f"trained for {epochs} epochs, this run asks for {config.epochs}"
+    return "" if stage == config.identity() else f"trained with {stage}, this run has {config.identity()}"
+
+
+def trained_less(report: dict, config: TrainConfig) -> str:
+    """How the training of a classifier of ours differs from this run's, more epochs excepted; empty where it does not."""
+    if not report:
+        return ""
+    if report["epochs"] < config.epochs and not report["early"]:
+        return f"trained for {report['epochs']} epochs, this run asks for {config.epochs}"
+    stage = report.get("stage", config.identity())
     return "" if stage == config.identity() else f"trained with {stage}, this run has {config.identity()}"
 
 

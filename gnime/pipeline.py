@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
-from .errors import Unfinished
+from .errors import GnimeError, Unfinished, printable
 from .evaluate import SHOWN, Result, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
 from .networks import build, inverter_spec
@@ -21,14 +22,20 @@ from .report import figures
 from .report import results as files
 from .resuming import StateFile
 from .store import artifact_lock
-from .system import say, seconds_since, warn
+from .system import say, seconds_since, stray_variables, warn
 from .training import MinMaxTask, fit_minmax
 from .verdict import compare, compare_beside
 
 
 def _begin(run: Run, trains: bool = True) -> Experiment:
+    for variable in stray_variables():
+        warn(f"{variable} in the environment is ignored, because it is set alone; torchrun sets RANK and WORLD_SIZE")
     experiment = Experiment(run, trains)
     say(f"{run.script}.py: {run.summary()}", f"device        {experiment.device.describe()}")
+    if run.script != "prepare" and run.target.width < run.sensible_width:
+        channels = run.target.width / run.target.size
+        warn(f"--width {run.target.width}: networks only {channels:g} times as wide as the images' side learn too little; the "
+             f"smallest sensible width for side {run.target.size} is {run.sensible_width}")
     if run.official == ("gradcam",) and run.xai != "gradcam":
         warn(f"--official gradcam changes nothing with --xai {run.xai}")
     return experiment
@@ -60,8 +67,8 @@ def _train_injector(experiment: Experiment) -> None:
         say(f"batch         {len(defender)}, the whole defender's half: it is smaller than {config.batch_size}")
     injector = experiment.load_or_train(task)
     if experiment.device.rank == 0 and injector.report:
-        with artifact_lock(paths.injector, folder=True):
-            figures.injector_losses(paths.injector_losses, injector.report["history"], run.target.inversion_weight)
+        with artifact_lock(paths.injector, paths.root, folder=True):
+            _draw(figures.injector_losses, paths.injector_losses, injector.report["history"], run.target.inversion_weight)
 
 
 def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile], dict]:
@@ -85,7 +92,7 @@ def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile
                 protected = injector(explanation, prediction)
                 reconstruction = inverter(protected, prediction).float().clamp(0, 1)
             pictures = (value.cpu().contiguous() for value in (image, explanation, protected, reconstruction))
-            figures.injector_progress(picture, *pictures)
+            _draw(figures.injector_progress, picture, *pictures)
 
         task = MinMaxTask(injector, inverter, run.train_config("injector"), [explanations, predictions, images], defender,
                           run.target.inversion_weight, run.seed, PICTURE_EVERY, checkpoint, bool(run.repeats("scale")))
@@ -137,30 +144,43 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
             say(f"{row.name:<13} not finished; left out")
     if not results:
         return None
-    warnings = [*compare(results), *compare_beside(results)]
+    run = experiment.run
+    narrow = run.target.width < run.sensible_width
+    warnings = compare(results, f"give --width {run.sensible_width} or more" if narrow else "train longer")
+    warnings += compare_beside(results)
     unfinished = [row.name for row in rows if row.name not in results]
-    if experiment.run.repeats("validation"):
+    if run.repeats("validation"):
         warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
     if unfinished:
         warnings.append(f"not finished, left out: {', '.join(unfinished)}")
-    with artifact_lock(experiment.paths.results, folder=True):
-        content = files.write(experiment, results, warnings, seconds_since(began))
-        _pictures(experiment, results)
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
         files.verdict_table(results), "", *files.beside_table(results), *files.skipped(results),
         *files.bounds(results, experiment.run.published), *files.single_answers(results), "")
     for warning in warnings:
         warn(warning)
+    with artifact_lock(experiment.paths.results, experiment.run.root, folder=True):
+        content = files.write(experiment, results, warnings, seconds_since(began))
+        _pictures(experiment, results)
     say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")
     return content
+
+
+def _draw(picture: Callable, path: Path, *content: object) -> None:
+    """Draws a picture. Where that fails, it warns, because numbers and networks do not depend on it."""
+    try:
+        picture(path, *content)
+    except Exception as error:  # of fonts, of a full disk
+        reason = str(error) if isinstance(error, GnimeError) else f"{path}: not drawn ({type(error).__name__}: {error})"
+        warn(printable(reason))
 
 
 def _pictures(experiment: Experiment, results: dict[str, Result]) -> None:
     paths, shown = experiment.paths, experiment.attacker_data
     arrays = shown.images, shown.explanations
     image, explanation = (gather_rows(array, shown.test[:SHOWN], torch.device("cpu")).cpu().contiguous() for array in arrays)
-    figures.comparison(paths.comparison, image, explanation, results)
-    figures.metric_bars(paths.metrics, results)
+    _draw(figures.comparison, paths.comparison, image, explanation, results)
+    _draw(figures.metric_bars, paths.metrics, results)
     injector = experiment.trained_injector if any(find_row(name).needs_injector for name in results) else None
     losses, weight = (injector.report.get("history", []), injector.made_by.get("weight", 0.0)) if injector else ([], 0.0)
-    figures.training_curves(paths.training, losses, {name: result.history for name, result in results.items()}, weight)
+    histories = {name: result.history for name, result in results.items()}
+    _draw(figures.training_curves, paths.training, losses, histories, weight)

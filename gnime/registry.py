@@ -231,8 +231,14 @@ def title(row: Row) -> str:
     """In tables and figures: "prototypes, K = 16"."""
     defence = DEFENCES.get(row.defence)
     number = f", {defence.number.letter} = {row.parameters[defence.number.parameter]}" if defence and defence.number else ""
-    return ("control: " if row.control else "") + (row.title or defence.title + number)
+    return ("control: " if row.control else "") + (row.title or (defence.title + number if defence else row.name))
+
+
+COLOURS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#666666")  # ColorBrewer, Dark2
 
 
 def colour(row: Row) -> str:
-    return row.colour or DEFENCES[row.defence].colour
+    """In figures. Rows and defences that name none have one of `COLOURS` each, in turn."""
+    own = row.colour or (DEFENCES[row.defence].colour if row.defence else "")
+    bare = [name for name, other in ROWS.items() if not (other.colour or other.defence and DEFENCES[other.defence].colour)]
+    return own or COLOURS[bare.index(row.name) % len(COLOURS) if row.name in bare else -1]

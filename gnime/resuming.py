@@ -57,7 +57,7 @@ class Resumable:
     def _load(self) -> None:
         checkpoint = load_checkpoint(self.path)
         if not checkpoint.ours or checkpoint.spec != {"state": len(self.networks)}:
-            raise GnimeError(f"{self.path}: not the state of this kind of training; remove it")
+            raise GnimeError(f"{self.path}: not the state of this kind of training; move it away")
         require(self.path, checkpoint.made_by, self.identity)  # it includes the specification, so all shapes fit
         for network, tensors in zip(self.networks, checkpoint.tensors["networks"], strict=True):
             network.load_state_dict(tensors)

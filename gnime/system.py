@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 import torch
 
 from ._commit import COMMIT
+from .errors import UsageError
+from .streams import tell
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
@@ -40,16 +43,50 @@ def permutation(n: int, seed: int, *purpose: object) -> torch.Tensor:
     return torch.randperm(n, generator=generator(seed, *purpose))
 
 
+def processes() -> tuple[int, int]:
+    """Index of this process and number of processes, as torchrun sets them in the environment; (0, 1) without it.
+
+    RANK or WORLD_SIZE alone is not of torchrun and does not count; see `stray_variables`.
+
+    Raises:
+        UsageError: both are set, but they or the other variables make no sense together.
+    """
+    texts = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+    if not all(texts) or texts == ["0", "1"]:
+        return 0, 1
+    remedy = "start the processes with torchrun, or unset RANK and WORLD_SIZE"
+    if not all(re.fullmatch("[0-9]{1,9}", text) for text in texts) or int(texts[0]) >= int(texts[1]):
+        raise UsageError(f"RANK={texts[0]!r} and WORLD_SIZE={texts[1]!r} in the environment are not a process's number and a "
+                         f"larger number of processes; {remedy}")
+    if not os.environ.get("MASTER_ADDR") or not re.fullmatch("[0-9]{1,5}", os.environ.get("MASTER_PORT", "")):
+        raise UsageError("RANK and WORLD_SIZE are set in the environment, but not MASTER_ADDR and a number MASTER_PORT; "
+                         f"{remedy}")
+    return int(texts[0]), int(texts[1])
+
+
+def stray_variables() -> list[str]:
+    """The one of RANK and WORLD_SIZE that is set without the other, as "RANK=3"."""
+    found = {name: value for name in ("RANK", "WORLD_SIZE") if (value := os.environ.get(name))}
+    return [f"{name}={value}" for name, value in found.items()] if len(found) == 1 else []
+
+
+def _speaks() -> bool:
+    try:
+        return processes()[0] == 0
+    except UsageError:
+        return True
+
+
 def say(*lines: str) -> None:
     """Prints lines for the user. In a distributed run only the first process prints."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(*lines, sep="\n", flush=True)
+    if _speaks():
+        tell("\n".join(lines), sys.stdout)
 
 
 def warn(line: str) -> None:
     """Prints a warning to standard error. In a distributed run only the first process prints."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+    if _speaks():
+        tell(f"warning: {line}", sys.stderr)
 
 
 def seconds_since(began: float) -> str:
@@ -105,7 +142,10 @@ def time_is_up() -> bool:
 
 
 class Interrupt:
-    """Ctrl-C sets a flag that training checks after each step. A second Ctrl-C stops at once."""
+    """Ctrl-C sets a flag that training checks after each step. A second Ctrl-C stops at once.
+
+    A shell starts commands in the background with the signal ignored. Then it stays ignored.
+    """
 
     announces = True  # of a process whose parent announces it: False
 
@@ -116,7 +156,8 @@ class Interrupt:
 
     def __enter__(self):
         self._pressed = False
-        self._usable = threading.current_thread() is threading.main_thread()
+        main = threading.current_thread() is threading.main_thread()
+        self._usable = main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
         if self._usable:
             self._before = signal.signal(signal.SIGINT, self._on_signal)
         return self

@@ -6,14 +6,18 @@ import math
 from torch import Tensor
 
 from .evaluate import Result
-from .metrics.leakage import bootstrap_interval, paired_interval, residual_leakage
+from .metrics.leakage import bootstrap_interval, is_possible, paired_interval, residual_leakage
 from .registry import ATTACKERS, RESIDUAL, find_row
 
+CHANCE = 0.12  # residual leakage, which some hundred test images cannot tell from 0 (METHOD "Defences whose leak is bounded")
 SAME = 0.1  # MSE, relative: two attackers of the same data may differ so much by their weights at the start
 
 
-def compare(results: dict[str, Result]) -> list[str]:
-    """Adds residual leakage to each row's numbers; returns warnings where the evaluation contradicts itself."""
+def compare(results: dict[str, Result], remedy: str = "train longer") -> list[str]:
+    """Adds residual leakage to each row's numbers; returns warnings where the evaluation contradicts itself.
+
+    remedy: against attackers that have not converged.
+    """
     for name, result in results.items():
         result.numbers[RESIDUAL] = None
         if {"predmi", "expmi"} <= results.keys():
@@ -21,7 +25,9 @@ def compare(results: dict[str, Result]) -> list[str]:
             result.numbers[RESIDUAL] = residual_leakage(*(part.double().mean().item() for part in parts))
             if name not in ("predmi", "expmi"):  # which are 0 and 1 by definition
                 result.numbers |= {f"{RESIDUAL}_interval": paired_interval(*parts), f"{RESIDUAL}_exposed": exposed(*parts)}
-    return [*_unlearnt(results), *_noise_that_leaks(results), *_more_than_its_bits(results)]
+    warnings = [*_unlearnt(results, remedy), *_noise_that_leaks(results, remedy), *_more_than_its_bits(results)]
+    told = {warning.split(":")[0] for warning in warnings}
+    return warnings + [warning for warning in _impossible(results, remedy) if warning.split(":")[0] not in told]
 
 
 def exposed(row: Tensor, prediction: Tensor, undefended: Tensor) -> float | None:
@@ -43,19 +49,35 @@ def exposed(row: Tensor, prediction: Tensor, undefended: Tensor) -> float | None
 EXPOSED = 0.05  # share of the test images
 
 
-def _unlearnt(results: dict[str, Result]) -> list[str]:
-    """Rows whose paper's attacker does worse than another of the paper's attackers that knows no more."""
+def _impossible(results: dict[str, Result], remedy: str) -> list[str]:
+    """Rows whose residual leakage is not from 0 to 1, by more than chance."""
+    warnings = []
+    for name, result in results.items():
+        leak = result.numbers[RESIDUAL]
+        if leak is not None and not is_possible(leak, result.numbers.get(f"{RESIDUAL}_interval")):
+            side = "less than one without explanations" if leak < 0 else "more than one of the undefended explanations"
+            warnings.append(f"{name}: the best attacker recovers {side} (residual leakage {leak:.0%}): attackers have not "
+                            f"converged; {remedy}")
+    return warnings
+
+
+def _unlearnt(results: dict[str, Result], remedy: str) -> list[str]:
+    """Rows whose paper's attacker does worse than another of the paper's attackers that knows no more.
+
+    Worse by more than chance: by `SAME`, or so that the intervals of the two do not meet.
+    """
     mse_of = {name: result.numbers["mse"] for name, result in results.items()}
     interval = {name: result.numbers["mse_interval"] for name, result in results.items()}
     warnings = []
     for name, result in results.items():
-        if name != "predmi" and "predmi" in mse_of and interval[name][0] > interval["predmi"][1]:
+        if name != "predmi" and "predmi" in mse_of and (
+                interval[name][0] > interval["predmi"][1] or mse_of[name] > (1 + SAME) * mse_of["predmi"]):
             warnings.append(f"{name}: the paper's attacker does worse (MSE {mse_of[name]:.4f}) than one without explanations "
-                            f"({mse_of['predmi']:.4f}), which it could imitate: it has not converged; train it longer")
+                            f"({mse_of['predmi']:.4f}), which it could imitate: it has not converged; {remedy}")
         if name != "expmi" and "expmi" in mse_of and _distortion(result, 1.0) < 1e-9:
             if abs(mse_of[name] / mse_of["expmi"] - 1) > SAME:
                 warnings.append(f"{name}: distorts nothing, but its attacker's MSE is {mse_of[name]:.4f} and the undefended "
-                                f"one's {mse_of['expmi']:.4f}: one of them has not converged; train them longer")
+                                f"one's {mse_of['expmi']:.4f}: one of them has not converged; {remedy}")
     return warnings
 
 
@@ -69,23 +91,22 @@ def _more_than_its_bits(results: dict[str, Result]) -> list[str]:
     """Rows whose maps add nothing to the prediction, and that leak all the same."""
     warnings = []
     for name, result in results.items():
-        interval = result.numbers.get(f"{RESIDUAL}_interval")
-        if find_row(name).bits == 0 and interval and interval[0] > 0:
+        leak, interval = result.numbers[RESIDUAL], result.numbers.get(f"{RESIDUAL}_interval")
+        if find_row(name).bits == 0 and leak is not None and (leak > CHANCE or (interval and interval[0] > 0)):
             warnings.append(f"{name}: its maps add nothing to the prediction, but residual leakage is "
-                            f"{result.numbers[RESIDUAL]:.0%}: attackers learn less from the prediction than it tells, or the "
+                            f"{leak:.0%}: attackers learn less from the prediction than it tells, or the "
                             "maps tell of the defender's images; the other rows' leakage is too large by as much")
     return warnings
 
 
-def _noise_that_leaks(results: dict[str, Result]) -> list[str]:
-    """Pairs of rows of which the noisier one is recovered better."""
+def _noise_that_leaks(results: dict[str, Result], remedy: str) -> list[str]:
+    """Pairs of rows of which the noisier one is recovered better, by more than `SAME`."""
     mse_of = {name: result.numbers["mse"] for name, result in results.items()}
-    interval = {name: result.numbers["mse_interval"] for name, result in results.items()}
     noisy = [name for name in results if find_row(name).defence in ("none", "rnd")]
     noisy.sort(key=lambda name: _distortion(results[name], math.inf))
     return [f"{more}: more noise than {less}, but its attacker recovers more (MSE {mse_of[more]:.4f} and {mse_of[less]:.4f}): "
-            f"{less}'s has not converged; train it longer" for less, more in itertools.pairwise(noisy)
-            if interval[more][1] < interval[less][0] and mse_of[more] < (1 - SAME) * mse_of[less]]
+            f"{less}'s has not converged; {remedy}" for less, more in itertools.pairwise(noisy)
+            if mse_of[more] < (1 - SAME) * mse_of[less]]
 
 
 def compare_beside(results: dict[str, Result]) -> list[str]:

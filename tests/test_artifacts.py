@@ -192,7 +192,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from gnime.store import artifact_lock
-with artifact_lock(Path(sys.argv[1])):
+with artifact_lock(Path(sys.argv[1]), Path(sys.argv[1]).parent):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -209,7 +209,7 @@ def test_the_second_waits_and_says_for_whom(tmp_path, capsys):
     path = tmp_path / "a.pt"
     holder = hold(path, 1.0)
     began = time.monotonic()
-    with artifact_lock(path):
+    with artifact_lock(path, tmp_path):
         waited = time.monotonic() - began
     assert waited > 0.3 and f"process {holder.pid} is making it" in capsys.readouterr().out
     assert holder.wait() == 0
@@ -224,18 +224,18 @@ def test_a_dead_holder_blocks_nobody_and_its_leftovers_go(tmp_path):
         part.write_text("half")
     holder.kill()
     holder.wait()
-    with artifact_lock(path):
+    with artifact_lock(path, tmp_path):
         assert not any(part.exists() for part in left) and other.exists()
 
 
 def test_a_folders_lock_leaves_the_work_of_its_other_artifacts(tmp_path):
     """A defence may be written beside an injector in training."""
-    with artifact_lock(tmp_path / "prototypes-16.pt"), writing(tmp_path / "prototypes-16.pt") as part:
+    with artifact_lock(tmp_path / "prototypes-16.pt", tmp_path), writing(tmp_path / "prototypes-16.pt") as part:
         part.write_text("half")
         left = [tmp_path / f".{name}.7.part" for name in ("epoch_0050.png", "injector.pt", "injector.state.pt")]
         for other in left:
             other.write_text("half")
-        with artifact_lock(tmp_path / "injector.pt", folder=True):
+        with artifact_lock(tmp_path / "injector.pt", tmp_path, folder=True):
             assert part.exists() and not any(other.exists() for other in left)
     assert (tmp_path / "prototypes-16.pt").read_text() == "half"
 

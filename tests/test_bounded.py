@@ -367,13 +367,13 @@ def test_a_defence_of_something_else_is_refused(scripts, root_copy):
     assert code == 1 and "prototypes-5.pt: made with kind injector, this run has defence" in line
     torch.save(rebuild(files(root_copy, "cond-mean")).state_dict(), files(root_copy, "cond-prototypes-2"))
     code, line = scripts.fails("eval", root_copy, "--settings", "cond-prototypes-2")
-    assert code == 1 and "cond-prototypes-2.pt: does not say what made it; remove it" in line
+    assert code == 1 and "cond-prototypes-2.pt: does not say what made it; move it away" in line
 
     content = files(root_copy, "prototypes-3").read_bytes()
     middle = len(content) // 2
     files(root_copy, "prototypes-3").write_bytes(content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :])
     code, line = scripts.fails("eval", root_copy, "--settings", "prototypes-3")
-    assert code == 1 and "prototypes-3.pt" in line and "remove it" in line
+    assert code == 1 and "prototypes-3.pt" in line and "move it away" in line
 
     other = torch.load(files(root_copy, "cond-mean"), weights_only=True)
     from gnime.checkpoints import save_checkpoint
@@ -381,7 +381,7 @@ def test_a_defence_of_something_else_is_refused(scripts, root_copy):
     other["tensors"]["means"] += 0.01  # fitted anew, to something else
     save_checkpoint(files(root_copy, "cond-mean"), other["tensors"], other["spec"], other["made_by"], other["extra"])
     code, line = scripts.fails("eval", root_copy, "--settings", "cond-mean")
-    assert code == 1 and "digits_cond-mean_lrp.pt: made with defence" in line and "remove this file" in line
+    assert code == 1 and "digits_cond-mean_lrp.pt: made with defence" in line and "the defence changed since" in line
 
 
 @pytest.mark.usefixtures("no_pictures")

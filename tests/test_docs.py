@@ -216,7 +216,6 @@ def test_charts_by_hand(runner, monkeypatch):
     shades = {bar.get_height(): bar.get_facecolor() for bar in one.patches}
     assert figures.matplotlib.colors.to_hex(shades[0.012]) == colour(ROWS["gnime"]) and shades[0.0143][3] < 0.5
     assert [text.get_text() for text in kept[0].legends[0].get_texts()] == ["expmi", "gnime", "paper"]
-    figures.plt.close(kept[0])
 
 
 def test_panels_share_rows_of_three_groups():

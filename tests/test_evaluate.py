@@ -12,6 +12,7 @@ from gnime.evaluate import Result
 from gnime.metrics import leakage
 from gnime.models.inversion import ExpMI
 from gnime.registry import ATTACKERS, DEFAULT_ATTACKERS, DEFENCES, ROWS
+from gnime.report.results import verdict_table
 from gnime.system import generator
 from gnime.verdict import compare, compare_beside, exposed
 
@@ -86,6 +87,9 @@ def test_comparison_of_settings():
     assert outcomes["gnime"].numbers["residual_leakage_interval"] == pytest.approx([0.5, 0.5]), "all images alike"
     assert len(warnings) == 1 and warnings[0].startswith("rnd: ") and "not converged" in warnings[0]
     assert compare({"predmi": outcome(0.08), "rnd": outcome(0.0805)}) == [], "within the intervals"
+    (warning,) = compare({"predmi": outcome(0.08, spread=0.02), "rnd": outcome(0.1, spread=0.02)}, "do this")
+    assert "rnd: the paper's attacker does worse (MSE 0.1000)" in warning and warning.endswith("converged; do this")
+    assert compare({"predmi": outcome(0.08), "rnd": outcome(0.0825)})[0].startswith("rnd: "), "3 %, but no chance"
     alone = {"gnime": outcome(0.05)}
     assert compare(alone) == [] and alone["gnime"].numbers["residual_leakage"] is None
 
@@ -98,6 +102,7 @@ def test_comparison_of_settings():
     ({"expmi": (0.03, 0), "rnd": (0.02, 0.1)}, "rnd: more noise than expmi"),
     ({"rnd": (0.03, 0.1), "gnime": (0.02, 0.4)}, None),  # of another kind: nothing follows
     ({"rnd": (0.0300, 0.1), "rnd-4": (0.0277, 0.4)}, None),  # within what seeds do
+    ({"rnd": (0.0300, 0.1, 0.01), "rnd-4": (0.0265, 0.4, 0.01)}, "rnd-4: more noise than rnd"),  # the intervals meet
 ])
 def test_an_evaluation_that_contradicts_itself_warns(found, warned):
     warnings = compare({name: outcome(*numbers) for name, numbers in found.items()})
@@ -140,6 +145,24 @@ def test_a_row_that_adds_nothing_and_leaks_warns():
     results = of_errors(rows)
     (warning,) = compare(results)
     assert warning.startswith("blank: its maps add nothing to the prediction, but residual leakage is 33%")
+
+
+def test_a_leak_that_cannot_be_one_is_none():
+    """A row whose best attacker does far worse than one without explanations, or better than one of the undefended ones."""
+    prediction = torch.rand(200) + 1
+    rows = {"predmi": prediction, "expmi": prediction - 0.1, "gnime": prediction + 0.887, "rnd": prediction - 0.3,
+            "ond": prediction - 0.05}
+    found = of_errors(rows)
+    warnings = compare(found)
+    assert [warning.split(":")[0] for warning in warnings] == ["gnime", "rnd"]
+    assert "less than one without" in warnings[0] and "-887%" in warnings[0] and "more than one of the undef" in warnings[1]
+    for result in found.values():
+        result.numbers["best"] = {"attacker": "kernel", "mse": 0.1, "ssim": 0.5}
+        result.numbers["mse_strongest"] = 0.1
+    lines = {line.split()[0]: line for line in verdict_table(found).splitlines()}
+    assert "not converged" in lines["gnime"] and "not converged" in lines["rnd"] and "50.0%" in lines["ond"]
+    assert leakage.is_possible(-0.02, [-0.1, 0.01]) and not leakage.is_possible(-0.02, None)
+    assert not leakage.is_possible(None, None) and leakage.is_possible(0.5, None)
 
 
 def test_an_interval_is_paired_over_images():

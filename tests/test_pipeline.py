@@ -364,7 +364,7 @@ def test_attackers_of_another_precision_or_another_ond_are_refused(scripts, root
     assert code == 1 and "made with precision fp32, this run has bf16" in line
     assert scripts("eval", root_copy, "--settings", "ond")[0] == 0
     code, line = scripts.fails("eval", root_copy, "--settings", "ond", "--epochs", 4)  # the frozen inverter goes on
-    assert code == 1 and "digits_ond_lrp.pt: made with ond-defender" in line and "remove this file" in line
+    assert code == 1 and "digits_ond_lrp.pt: made with ond-defender" in line and "changed since: move it away" in line
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -375,6 +375,7 @@ def test_a_shared_predmi_is_trained_anew_for_other_epochs_or_batches(scripts, sm
     assert results(root_copy, "grad")["settings"] != results(small_root)["settings"]
     code, out, _ = scripts("eval", root_copy, "--settings", "predmi")
     assert code == 0 and "trained for 4 epochs, this run asks for 2; it is trained anew" in out
+    assert "2 epochs, best validation MSE, before clipping, 0." in out
     assert results(root_copy)["settings"]["predmi"]["mse"] == results(small_root)["settings"]["predmi"]["mse"]
     code, out, _ = scripts("eval", root_copy, "--settings", "predmi", "--batch-size", 5)
     assert code == 0 and "it is trained anew" in out and results(root_copy)["networks"]["predmi"]["stage"][0] == 5

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import load_checkpoint, load_into, require, save_checkpoint
+from ..checkpoints import load_checkpoint, require, save_checkpoint
 from ..device import Device, full_fp32
 from ..entries import load
 from ..errors import GnimeError
-from ..networks import TrainedModel, build
+from ..networks import TrainedModel, rebuild_from
 from ..registry import DEFENCES, Row
 from ..store import artifact_lock, exists
 from ..system import commit, say, warn
@@ -47,7 +47,7 @@ def load_or_fit(task: FitTask, device: Device) -> TrainedModel:
         GnimeError: the file is damaged or belongs to another run.
     """
     path = task.path
-    with artifact_lock(path, device):
+    with artifact_lock(path, task.root, device):
         there = exists(path, task.root)
         device.barrier()
         if there:
@@ -57,13 +57,12 @@ def load_or_fit(task: FitTask, device: Device) -> TrainedModel:
         device.barrier()
     checkpoint = load_checkpoint(path)
     if not checkpoint.ours:
-        raise GnimeError(f"{path}: does not say what made it; remove it and run the command again")
+        raise GnimeError(f"{path}: does not say what made it; move it away and run the command again")
     require(path, checkpoint.made_by, task.identity)
-    network = build(checkpoint.spec)
-    load_into(network, checkpoint, path)
+    network = rebuild_from(checkpoint, path)
     if warning := checkpoint.extra.get("warning"):
         warn(f"{task.row.name}: {warning}")
-    return TrainedModel(network.to(device.torch).eval(), checkpoint.digest, checkpoint.extra, checkpoint.made_by)
+    return TrainedModel(network.to(device.torch), checkpoint.digest, checkpoint.extra, checkpoint.made_by)
 
 
 def _fit(task: FitTask) -> None:
@@ -71,9 +70,11 @@ def _fit(task: FitTask) -> None:
     with torch.no_grad(), full_fp32():
         data = task.data()
         if not data.class_means.isfinite().all():
-            raise GnimeError(f"{task.row.name}: an explanation of the defender's half is not finite; remove the explanations "
-                             "from aux/ and run prepare.py again")
+            raise GnimeError(f"{task.row.name}: an explanation of the defender's half is not finite; move the explanations "
+                             "away from aux/ and run prepare.py again")
         made = load(DEFENCES[task.row.defence].fit)(data, **task.row.parameters)
+        if not all(tensor.isfinite().all() for tensor in made.tensors.values()):
+            raise GnimeError(f"{task.row.name}: its fit is not finite; leave the row out, or give another victim")
     seconds = round(time.monotonic() - began, 2)
     save_checkpoint(task.path, made.tensors, made.spec, task.identity, made.report | {"seconds": seconds, "commit": commit()})
     say(f"{task.row.name:<13} {task.path}: fitted in {seconds:.1f} s")

@@ -1,6 +1,7 @@
 """Metrics of the images that an attacker recovers. Pure functions; images and reconstructions are (N, C, H, W) in [0, 1]."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from pytorch_msssim import ssim as _ssim
@@ -56,6 +57,14 @@ def residual_leakage(row: float, predmi: float, expmi: float) -> float | None:
     below PredMI's, because then the explanation does not leak.
     """
     return (predmi - row) / (predmi - expmi) if expmi < predmi else None
+
+
+def is_possible(residual: float | None, interval: Sequence[float] | None) -> bool:
+    """Whether a residual leakage is from 0 to 1, or its interval reaches there. Otherwise attackers have not converged."""
+    if residual is None:
+        return False
+    low, high = interval or (residual, residual)
+    return low <= 1 and high >= 0
 
 
 def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 1000, level: float = 0.95) -> tuple[float, float]:

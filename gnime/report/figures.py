@@ -1,28 +1,38 @@
 """Pictures. Arrays in, files out; images (N, C, H, W) in [0, 1] on the CPU."""
 
+import os
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from ..entries import Metric
+from ..metrics.leakage import is_possible
 from ..registry import METRICS, RESIDUAL, colour, find_row, in_order
 from ..store import digest_of, writing
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  the backend comes first: there may be no screen
+_backend = os.environ.pop("MPLBACKEND", None)  # a notebook's own may not be installed here; a file needs none
+import matplotlib  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
 
+if _backend is not None:
+    os.environ["MPLBACKEND"] = _backend
 NOTE = "gnime-drawn-from"  # a PNG's text chunk
+our_style = matplotlib.rc_context(  # whatever the user's matplotlibrc says
+    {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"})
 
 
-def _save(figure, path: Path, note: str | None = None) -> None:
-    try:
-        with writing(path) as part:
-            figure.savefig(part, format="png", dpi=120, bbox_inches="tight", metadata={NOTE: note} if note else None)
-    finally:
-        plt.close(figure)
+def _save(figure: Figure, path: Path, note: str | None = None) -> None:
+    with writing(path) as part:
+        figure.savefig(part, format="png", dpi=120, bbox_inches="tight", metadata={NOTE: note} if note else None)
+
+
+def _panels(lines: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes (lines, columns)."""
+    figure = Figure(figsize=size)
+    return figure, figure.subplots(lines, columns, squeeze=False)
 
 
 def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> None:
@@ -30,7 +40,7 @@ def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> No
     rows = len(columns[0][1])
     captions = any(captions for _, _, captions in columns)
     height = 1.45 if captions else 1.25
-    figure, axes = plt.subplots(rows, len(columns), figsize=(1.35 * len(columns), height * rows + 0.4), squeeze=False)
+    figure, axes = _panels(rows, len(columns), (1.35 * len(columns), height * rows + 0.4))
     for j, (title, pictures, texts) in enumerate(columns):
         for i in range(rows):
             axis = axes[i, j]
@@ -47,6 +57,7 @@ def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> No
     _save(figure, path)
 
 
+@our_style
 def comparison(path: Path, image: Tensor, explanation: Tensor, results: dict) -> None:
     """Per test image: original, explanation, GNIME's protected explanation, each row's best reconstruction with its MSE."""
     columns = [("original", image, None), ("explanation", explanation, None)]
@@ -58,26 +69,32 @@ def comparison(path: Path, image: Tensor, explanation: Tensor, results: dict) ->
     _grid(columns, path)
 
 
+@our_style
 def injector_progress(path: Path, image: Tensor, explanation: Tensor, protected: Tensor, found: Tensor) -> None:
     """The defender's images in training: what the injector sends, and what its sparring inverter makes of it."""
     _grid([("original", image, None), ("explanation", explanation, None), ("protected\nexplanation", protected, None),
            ("sparring\ninverter", found, None)], path)
 
 
+@our_style
 def metric_bars(path: Path, results: dict) -> None:
     """A panel per metric of the paper's attacker, and one of residual leakage by the best attacker; a bar per setting."""
     panels = {name: metric for name, metric in METRICS.items() if name != "psnr"}  # MSE again, on another scale
     panels[RESIDUAL] = Metric(RESIDUAL, "residual leakage by the best attacker", "", safer="lower")
     names, columns = list(results), 3
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(max(9.0, 1.7 * len(names)), 2.8 * lines), squeeze=False)
+    figure, axes = _panels(lines, columns, (max(9.0, 1.7 * len(names)), 2.8 * lines))
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (name, metric) in zip(axes.flat, panels.items(), strict=False):
         values = [results[row].numbers.get(name) for row in names]
+        if name == RESIDUAL:  # a height that no leakage can have would shrink all others to lines
+            values = [value if is_possible(value, results[row].numbers.get(f"{name}_interval")) else None
+                      for row, value in zip(names, values, strict=True)]
         heights = [value or 0 for value in values]
         bars = axis.bar(names, heights, color=[colour(find_row(row)) for row in names])
-        spans = [results[row].numbers.get(f"{name}_interval") for row in names]
+        spans = [results[row].numbers.get(f"{name}_interval") if value is not None else None
+                 for row, value in zip(names, values, strict=True)]
         if any(spans):
             spans = [span or (height, height) for span, height in zip(spans, heights, strict=True)]
             errors = np.array([[v - low, high - v] for v, (low, high) in zip(heights, spans, strict=True)]).T.clip(0)
@@ -106,17 +123,19 @@ def _plot_losses(axis, history: list, weight: float) -> None:
     axis.tick_params(labelsize=8)
 
 
+@our_style
 def injector_losses(path: Path, history: list, weight: float) -> None:
     """The losses of both players, epoch by epoch."""
-    figure, axis = plt.subplots(figsize=(5.5, 3.6))
-    _plot_losses(axis, history, weight)
+    figure, axes = _panels(1, 1, (5.5, 3.6))
+    _plot_losses(axes[0, 0], history, weight)
     figure.tight_layout()
     _save(figure, path)
 
 
+@our_style
 def training_curves(path: Path, losses: list, histories: dict[str, list], weight: float) -> None:
     """The injector's losses beside each attacker's validation error."""
-    figure, axes = plt.subplots(1, 2 if losses else 1, figsize=(10 if losses else 5.5, 3.8), squeeze=False)
+    figure, axes = _panels(1, 2 if losses else 1, (10 if losses else 5.5, 3.8))
     if losses:
         _plot_losses(axes[0, 0], losses, weight)
     axis = axes[0, -1]
@@ -134,6 +153,7 @@ def training_curves(path: Path, losses: list, histories: dict[str, list], weight
     _save(figure, path)
 
 
+@our_style
 def seed_bars(path: Path, ours: dict, paper: dict) -> None:
     """MSE over seeds: a panel per target, a group per explainer, a bar per setting, the paper's paler beside it.
 
@@ -142,7 +162,7 @@ def seed_bars(path: Path, ours: dict, paper: dict) -> None:
     """
     rows = _rows(ours)
     most = max(sum(len(ours[panel]) for panel in row) for row in rows)
-    figure = plt.figure(figsize=(max(5.5, 3.4 * most), 2.7 * len(rows) + 0.7))
+    figure = Figure(figsize=(max(5.5, 3.4 * most), 2.7 * len(rows) + 0.7))
     grid = figure.add_gridspec(len(rows), most)
     drawn = {}
     for i, row in enumerate(rows):
@@ -187,7 +207,7 @@ def _panel(axis, groups: dict, paper: dict) -> dict:
             if name in known:
                 mean, spread = known[name]
                 axis.bar(at + 0.225, mean, yerr=spread, **pale, **style)
-                drawn["paper"] = plt.Rectangle((0, 0), 1, 1, facecolor="black", **pale)
+                drawn["paper"] = Rectangle((0, 0), 1, 1, facecolor="black", **pale)
             at += 1
         at += 1.5
     axis.set_xticks(ticks, list(groups), fontsize=9)

@@ -4,10 +4,13 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
-from ..config import PUBLISHED
+from ..config import PUBLISHED, Run
 from ..evaluate import Result
 from ..experiment import Experiment
+from ..metrics.leakage import is_possible
 from ..registry import METRICS, RESIDUAL, find_row, title
 from ..store import write_text
 from ..system import provenance
@@ -29,7 +32,7 @@ def verdict_table(results: dict[str, Result]) -> str:
         numbers, best = result.numbers, result.numbers["best"]
         interval = numbers.get(f"{RESIDUAL}_interval")
         lines.append([name, best["attacker"], _number(best["mse"]), _number(best["ssim"]), _number(numbers["mse_strongest"]),
-                      _number(numbers[RESIDUAL], ".1%"), "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
+                      _share(numbers[RESIDUAL], interval), "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
                       _number(numbers.get(f"{RESIDUAL}_exposed"), ".1%"),
                       f"{sum(result.costs.values()):.0f} s"])
     return _aligned(["setting", "best attacker", "MSE", "SSIM", "MSE, best per image", "residual leakage", "95 % (test images)",
@@ -67,6 +70,11 @@ def _number(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
+def _share(residual: float | None, interval: list[float] | None) -> str:
+    """Of residual leakage: no percentage where it cannot be one."""
+    return "not converged" if residual is not None and not is_possible(residual, interval) else _number(residual, ".1%")
+
+
 def _aligned(head: list[str], lines: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) if i else cell.ljust(width)
@@ -100,9 +108,16 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
     return configuration
 
 
+def _without_places(run: Run) -> Run:
+    """Absolute paths tell of the machine and its user, so results have the last part of their names alone."""
+    root = Path(run.root.name) if run.root.is_absolute() else run.root
+    datasets = Path(run.datasets.name) if run.datasets.is_absolute() else run.datasets
+    return replace(run, root=root, datasets=root / "datasets" if run.datasets == run.root / "datasets" else datasets)
+
+
 def write(experiment: Experiment, results: dict[str, Result], warnings: list[str], duration: str) -> dict:
     """Writes `results.json`, with all that is needed to repeat the run, and the table as `results.csv`. Returns the former."""
-    run, data, device = experiment.run, experiment.data, experiment.device
+    run, data, device = _without_places(experiment.run), experiment.data, experiment.device
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
     if any(find_row(name).needs_injector for name in results):
         networks["injector"] = experiment.trained_injector.summary()
