@@ -84,7 +84,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         intact = identity == content["identity"] and digest_of([identity, content["extra"]]) == content["checksum"]
     except (TypeError, ValueError, AttributeError):
         intact = False
-    if not intact:
+    plain = all(isinstance(content[key], dict) for key in ("tensors", "spec", "made_by", "extra"))
+    if not (intact and plain and isinstance(content["extra"].get("epochs", 0), int)):
         raise GnimeError(f"{path}: damaged (its checksum does not fit); {remedy}")
     return Checkpoint(content["tensors"], content["spec"], content["made_by"], content["extra"], identity)
 
@@ -120,7 +121,8 @@ def check_fit(network: torch.nn.Module, tensors: dict, path: Path) -> None:
         GnimeError: names or shapes differ from the network's, or a number is not finite in the network's type.
     """
     own = network.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    for name in sorted(own.keys() | tensors.keys(), key=str):
         ours, theirs = own.get(name), tensors.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             shapes = [None if t is None else tuple(t.shape) for t in (theirs, ours)]

@@ -84,8 +84,9 @@ class Device:
         if not torch.cuda.is_available():
             say(f"no CUDA device: --gpu {gpu} is ignored, the run uses the CPU")
             return torch.device("cpu")
-        if self.world > 1:
-            gpu = int(os.environ.get("LOCAL_RANK") or gpu)
+        local = os.environ.get("LOCAL_RANK", "")
+        if self.world > 1 and local.isdecimal():  # of torchrun
+            gpu = int(local)
         if gpu >= torch.cuda.device_count():
             raise GnimeError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0")
         torch.cuda.set_device(gpu)

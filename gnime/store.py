@@ -244,7 +244,8 @@ def _locked(file: BinaryIO, path: Path) -> bool:
                     break
                 time.sleep(0.02)
         file.seek(0)
-        say(f"{path}: process {file.read(20).decode(errors='replace').strip()} is making it; waiting")
+        holder = file.read(20).decode(errors="replace").strip()
+        say(f"{path}: {f'process {holder}' if holder else 'another process'} is making it; waiting")
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in NO_LOCKS:

@@ -28,7 +28,7 @@ def tell(text: str, stream: TextIO | None) -> None:
     """Prints text without control characters. A closed stream, or a pipe whose reader has gone, ends no training."""
     if stream is None:
         return
-    text = "\n".join(printable(line, 100_000) for line in text.split("\n"))  # a table has several lines
+    text = "\n".join(printable(line, 4000) for line in text.split("\n"))  # a table has several lines
     try:
         print(text, file=stream, flush=True)
     except BrokenPipeError:  # the next lines, and Python's own flush at the end, go nowhere

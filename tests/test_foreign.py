@@ -162,6 +162,15 @@ def test_a_specification_is_compared_before_memory_is_taken(tmp_path, change, wo
         rebuild(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize("parts", [
+    ([], {}, {}, {}), ({}, None, {}, {}), ({}, {}, [], {}), ({}, {}, {}, "x"), ({}, {}, {}, {"epochs": "x"})])
+def test_a_forged_record_is_damaged(tmp_path, parts):
+    """Its checksum fits, because it is no secret."""
+    save_checkpoint(tmp_path / "a.pt", *parts)
+    with pytest.raises(GnimeError, match=r"a\.pt: damaged"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
 def test_weights_whose_maps_are_not_finite_seal_nothing(scripts, root_copy):
     """They are finite themselves, but their products are not."""
     path = root_copy / "models/victim/digits.pt"
