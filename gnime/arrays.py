@@ -248,7 +248,7 @@ def scratch(shape: tuple[int, ...], dtype, folder: Path) -> np.ndarray:
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            reserve(file, folder / "scratch", size)  # so that a full disk is an error here, not at a later row
+            reserve(file, Path(folder) / "scratch", size)  # so that a full disk is an error here, not at a later row
             return np.memmap(file, dtype, "r+", shape=tuple(shape))
     except OSError as error:
         other = Path(tempfile.gettempdir())

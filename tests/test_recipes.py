@@ -6,6 +6,7 @@ processes of their own, and the numbers are compared with arithmetic in float64 
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -82,7 +83,9 @@ class Checkout:
 
     def __call__(self, *command):
         """The standard output of python with this command line, which must succeed."""
-        run = subprocess.run([sys.executable, *map(str, command)], cwd=self.folder, capture_output=True, text=True)
+        environment = os.environ | {"MPLBACKEND": "module://no_such_backend"}  # as in a notebook elsewhere
+        run = subprocess.run([sys.executable, *map(str, command)], cwd=self.folder, capture_output=True, text=True,
+                             env=environment)
         assert run.returncode == 0, run.stdout + run.stderr
         return run.stdout
 
