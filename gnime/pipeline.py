@@ -16,6 +16,7 @@ from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
 from .parallel import run_side_by_side
+from .references import references, scale
 from .registry import Row, find_row
 from .report import figures
 from .report import results as files
@@ -137,17 +138,20 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
             say(f"{row.name:<13} not finished; left out")
     if not results:
         return None
-    warnings = [*compare(results), *compare_beside(results)]
+    warnings, maps = [*compare(results), *compare_beside(results)], references(experiment)
+    for result in results.values():
+        result.numbers = scale(result.numbers, maps)
     unfinished = [row.name for row in rows if row.name not in results]
     if experiment.run.repeats("validation"):
         warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
     if unfinished:
         warnings.append(f"not finished, left out: {', '.join(unfinished)}")
     with artifact_lock(experiment.paths.results, folder=True):
-        content = files.write(experiment, results, warnings, seconds_since(began))
+        content = files.write(experiment, results, maps, warnings, seconds_since(began))
         _pictures(experiment, results)
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
-        files.verdict_table(results), "", *files.beside_table(results), *files.skipped(results),
+        files.verdict_table(results), "", *files.beside_table(results), "the maps, beside clean and random ones:",
+        files.usefulness_table(results, maps), "", *files.skipped(results),
         *files.bounds(results, experiment.run.published), *files.single_answers(results), "")
     for warning in warnings:
         warn(warning)
