@@ -107,14 +107,17 @@ class Metric(Entry):
     """(the inputs that `takes` names, each one number or tensor an image) -> one number an image, (N,).
 
     Attributes:
-        takes: of "image", "reconstruction", "label", "clean" and "protected" (explanations), "prediction", and "victim_logits",
-            "evaluation_logits", "image_features", "reconstruction_features" (what the two classifiers compute).
+        takes: of "image", "reconstruction", "label", "clean" and "protected" (explanations), "prediction", "victim" (the
+            network), and "victim_logits", "evaluation_logits", "image_features", "reconstruction_features" (what the two
+            classifiers compute).
         total: "module:function" (sum over images, number of images) -> the set's number; empty: the mean over images.
         form: format of its numbers in tables.
+        scaled: whether its number is told as 0 for random maps and 1 for the clean ones; see `references`.
         safer: "higher" or "lower": which of two defences protects better; empty where that does not follow.
     """
 
     takes: tuple[str, ...] = ()
     total: str = ""
     form: str = ".4f"
+    scaled: bool = False
     safer: str = ""

@@ -134,12 +134,12 @@ class _Batch:
     def __init__(self, experiment: Experiment, rows: list, reconstruction: Tensor):
         self.protected, self.clean, self.prediction, self.image, self.label = rows
         self.image, self.reconstruction = self.image.contiguous(), reconstruction
-        self._victim, self._evaluation = experiment.victim.network, experiment.evaluation_classifier.network
+        self.victim, self._evaluation = experiment.victim.network, experiment.evaluation_classifier.network
 
-    victim_logits = cached_property(lambda self: self._victim(self.reconstruction))
+    victim_logits = cached_property(lambda self: self.victim(self.reconstruction))
     evaluation_logits = cached_property(lambda self: self._evaluation(self.reconstruction))
-    image_features = cached_property(lambda self: self._victim.features(self.image))
-    reconstruction_features = cached_property(lambda self: self._victim.features(self.reconstruction))
+    image_features = cached_property(lambda self: self.victim.features(self.image))
+    reconstruction_features = cached_property(lambda self: self.victim.features(self.reconstruction))
 
 
 def measure(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerData, names: Iterable[str]) -> Measured:

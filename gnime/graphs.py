@@ -44,8 +44,8 @@ class Step:
     """Losses and gradients of one batch after another.
 
     On a CUDA device `work` is recorded with the first batch and replayed for others of its size. The last, short batch runs
-    as on a CPU, and so does everything where recording fails, with dropout, whose random numbers a graph would fix the order
-    of, and where the batch is shared by several processes.
+    as on a CPU, and so does everything where recording fails, with dropout or a network whose loss `draws`, of which a graph
+    would fix the random numbers, and where the batch is shared by several processes.
 
     Args:
         work: given a batch and its share of the whole batch, adds gradients to `.grad` and returns losses.
@@ -54,8 +54,9 @@ class Step:
 
     def __init__(self, work: Callable[[Batch, float], Tensor], networks: Sequence[nn.Module], device: Device):
         self._work, self._parameters = work, [p for network in networks for p in network.parameters()]
-        dropout = any(isinstance(module, nn.Dropout) for network in networks for module in network.modules())
-        self._records = device.torch.type == "cuda" and device.world == 1 and not dropout
+        draws = any(isinstance(module, nn.Dropout) or getattr(module, "draws", False)
+                    for network in networks for module in network.modules())
+        self._records = device.torch.type == "cuda" and device.world == 1 and not draws
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, batch: Batch, share: float) -> Tensor:

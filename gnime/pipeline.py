@@ -17,6 +17,7 @@ from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
 from .parallel import run_side_by_side
+from .references import references, scale
 from .registry import Row, find_row
 from .report import figures
 from .report import results as files
@@ -144,25 +145,33 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
             say(f"{row.name:<13} not finished; left out")
     if not results:
         return None
-    run = experiment.run
-    narrow = run.target.width < run.sensible_width
-    warnings = compare(results, f"give --width {run.sensible_width} or more" if narrow else "train longer")
-    warnings += compare_beside(results)
-    unfinished = [row.name for row in rows if row.name not in results]
-    if run.repeats("validation"):
-        warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
-    if unfinished:
-        warnings.append(f"not finished, left out: {', '.join(unfinished)}")
+    warnings, maps = _warnings(experiment, rows, results), references(experiment)
+    for result in results.values():
+        result.numbers = scale(result.numbers, maps)
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
-        files.verdict_table(results), "", *files.beside_table(results), *files.skipped(results),
+        files.verdict_table(results), "", *files.beside_table(results), "the maps, beside clean and random ones:",
+        files.usefulness_table(results, maps), "", *files.skipped(results),
         *files.bounds(results, experiment.run.published), *files.single_answers(results), "")
     for warning in warnings:
         warn(warning)
     with artifact_lock(experiment.paths.results, experiment.run.root, folder=True):
-        content = files.write(experiment, results, warnings, seconds_since(began))
+        content = files.write(experiment, results, maps, warnings, seconds_since(began))
         _pictures(experiment, results)
     say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")
     return content
+
+
+def _warnings(experiment: Experiment, rows: list[Row], results: dict[str, Result]) -> list[str]:
+    """Adds residual leakage to the results; returns what a reader of them must know."""
+    run = experiment.run
+    narrow = run.target.width < run.sensible_width
+    warnings = compare(results, f"give --width {run.sensible_width} or more" if narrow else "train longer")
+    warnings += compare_beside(results)
+    if run.repeats("validation"):
+        warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
+    if unfinished := [row.name for row in rows if row.name not in results]:
+        warnings.append(f"not finished, left out: {', '.join(unfinished)}")
+    return warnings
 
 
 def _draw(picture: Callable, path: Path, *content: object) -> None:

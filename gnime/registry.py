@@ -156,6 +156,10 @@ METRICS = _by_name(
     Metric("pearson", "Pearson", "gnime.metrics.usefulness:pearson", takes=("clean", "protected")),
     Metric("spearman", "Spearman", "gnime.metrics.usefulness:spearman", takes=("clean", "protected")),
     Metric("top_overlap", "top-10 % overlap", "gnime.metrics.usefulness:top_overlap", takes=("clean", "protected")),
+    Metric("deletion", "deletion", "gnime.metrics.usefulness:deletion", takes=("victim", "image", "protected"), form=".2f",
+           scaled=True),
+    Metric("insertion", "insertion", "gnime.metrics.usefulness:insertion", takes=("victim", "image", "protected"), form=".2f",
+           scaled=True),
 )
 RESIDUAL = "residual_leakage"  # compares rows, so no metric of one; in every table after the metrics
 

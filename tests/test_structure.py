@@ -15,7 +15,8 @@ LAYERS = [
     {"errors", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries", "streams"}, {"system"},
     {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
     {"batches", "sources", "graphs"}, {"data", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"},
-    {"experiment"}, {"attackers"}, {"evaluate"}, {"verdict"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
+    {"experiment"}, {"references"}, {"attackers"}, {"evaluate"}, {"verdict"}, {"report"}, {"pipeline"}, {"cli"},
+    {"reproduce"},
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}

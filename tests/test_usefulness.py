@@ -1,5 +1,6 @@
 """Usefulness of maps against SciPy, hand arithmetic and slow twins in float64."""
 
+import json
 import math
 
 import numpy as np
@@ -8,6 +9,10 @@ import torch
 from scipy import stats
 from torch import nn
 
+from gnime import references
+from gnime.cli import resolve
+from gnime.defences.noise import row_noise
+from gnime.experiment import Experiment
 from gnime.metrics import usefulness
 from gnime.registry import METRICS
 
@@ -197,6 +202,47 @@ def test_relative_by_hand():
     assert usefulness.relative(0.1, random=0.5, clean=0.1) == 1
     assert usefulness.relative(0.4, random=0.5, clean=0.1) == pytest.approx(0.25)
     assert usefulness.relative(0.4, random=0.5, clean=0.5) is None
+    assert usefulness.relative(0.9, random=0.933, clean=0.94) is None, "noise, as of insertion on digits"
+
+
+def test_references_are_those_of_clean_and_random_maps(small_root, scripts, monkeypatch):
+    """Of the test images alone, in whatever batches; the undefended row's maps are the clean ones."""
+    experiment = Experiment(resolve("eval", [*scripts.flags, "--root", str(small_root)]))
+    found = references.references(experiment)
+    half = experiment.attacker_data
+    image = torch.from_numpy(half.images[24:30] / np.float32(255))
+    clean, victim = torch.from_numpy(np.array(half.explanations[24:30])), experiment.victim.network
+    assert found[references.CLEAN] == {
+        "distortion": 0, "pearson": pytest.approx(1), "spearman": pytest.approx(1), "top_overlap": pytest.approx(1),
+        "deletion": pytest.approx(usefulness.deletion(victim, image, clean).mean().item(), rel=1e-4),
+        "insertion": pytest.approx(usefulness.insertion(victim, image, clean).mean().item(), rel=1e-4)}
+    noise = torch.from_numpy(stats.norm.cdf(row_noise(0, references.RANDOM, clean, range(24, 30)))).float()
+    assert found[references.RANDOM] == {
+        name: pytest.approx(oracle.mean().item(), rel=1e-3, abs=1e-4) for name, oracle in [
+            ("distortion", (noise - clean).square()), ("pearson", usefulness.pearson(clean, noise)),
+            ("spearman", usefulness.spearman(clean, noise)), ("top_overlap", usefulness.top_overlap(clean, noise)),
+            ("deletion", usefulness.deletion(victim, image, noise)), ("insertion", usefulness.insertion(victim, image, noise))]}
+    monkeypatch.setattr("gnime.batches.AT_ONCE", {"cpu": 4})
+    again = references.references(experiment)
+    assert all(again[kind] == pytest.approx(numbers, rel=1e-4, abs=1e-6) for kind, numbers in found.items())
+
+    results = json.loads((small_root / "figures/digits_lrp/results.json").read_text())
+    for kind, numbers in results["references"].items():
+        assert numbers == pytest.approx(found[kind], rel=1e-4, abs=1e-6)
+    rows = results["settings"]
+    for name in ("deletion", "insertion"):
+        random, clean = (found[kind][name] for kind in (references.RANDOM, references.CLEAN))
+        expected = None if abs(clean - random) < 0.05 else pytest.approx(1, abs=1e-3)
+        assert rows["expmi"][name] == expected and name not in rows["predmi"]
+        assert rows["gnime"][name] is None if expected is None else abs(rows["gnime"][name] - 1) > 1e-3
+
+
+def test_scaled_by_hand():
+    found = {references.RANDOM: {"deletion": 0.5, "insertion": 0.4}, references.CLEAN: {"deletion": 0.1, "insertion": 0.4}}
+    numbers = {"mse": 0.3, "deletion": 0.2, "insertion": 0.7}
+    assert references.scale(numbers, found) == {"mse": 0.3, "deletion": pytest.approx(0.75), "insertion": None}
+    assert references.scale({"mse": 0.3, "deletion": None}, found) == {"mse": 0.3, "deletion": None}
+    assert numbers["deletion"] == 0.2, "a copy"
 
 
 def test_registered():

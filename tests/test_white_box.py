@@ -170,3 +170,16 @@ def test_maps_that_it_cannot_differentiate_are_named(monkeypatch):
     monkeypatch.setattr(module, "explainer", lambda run: (lambda model, images: images.detach(), None))
     with pytest.raises(NotApplicable, match="the maps of lrp have no derivative with respect to the image"):
         module.answer_of(experiment(victim), ROWS["expmi"])(x)
+
+
+@pytest.mark.parametrize(("form", "expected"), [
+    ("probabilities", lambda logits: logits.softmax(1)), ("label", lambda logits: torch.eye(5)[logits.argmax(1)])])
+def test_it_compares_in_the_published_form(monkeypatch, form, expected):
+    monkeypatch.setattr(module, "STEPS", 3)
+    victim, images = small_classifier().eval(), torch.rand(3, 3, 16, 16).requires_grad_()
+    there = experiment(victim, "lrp", ["--published", form])
+    for row in ("predmi", "expmi"):
+        torch.testing.assert_close(module.answer_of(there, ROWS[row])(images)[1], expected(victim(images)))
+    found = module.optimise(module.answer_of(there, ROWS["predmi"]), images.detach(), (None, torch.eye(5)[:3]),
+                            module.Weights(0.0, 1.5))
+    assert found.isfinite().all()

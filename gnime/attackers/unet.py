@@ -17,13 +17,14 @@ REACH = 1 / 16  # of the side: the largest shift
 def unet(experiment: Experiment, row: Row, shown: AttackerData) -> Fitted:
     """The residual U-Net. Where the row withholds its maps, they are zeros: then it learns from the prediction alone."""
     maps = shown.explanations
-    spec = {"predictions": list(mean_std(shown.predictions, shown.train)),
-            **({"explanation_channels": 1} if maps is None else {"maps": list(mean_std(maps, shown.train))})}
+    of_maps = (0.0, 1.0) if maps is None else mean_std(maps, shown.train)
+    spec = {"scales": [*of_maps, *mean_std(shown.predictions, shown.train)]}
+    spec |= {"explanation_channels": 1} if maps is None else {}
     return fit_inverter("unet", experiment, row, shown, loss=shifted_error, **spec)
 
 
 def shifted_error(network: nn.Module, batch: list) -> Tensor:
-    """Mean squared error where every image and its map are shifted alike, each by a draw of its own.
+    """Mean squared error where half of the images are shifted, each with its map by a draw of its own.
 
     Shifts are small, because the prediction stays that of the picture in its place. Pictures are not mirrored or turned: that
     makes another digit, or none. Pixels that come in from outside are unknown and do not count. The network sees where they
@@ -34,7 +35,8 @@ def shifted_error(network: nn.Module, batch: list) -> Tensor:
     explanation, prediction, image = batch
     seen = network.seen(explanation, len(image))
     reach = round(REACH * image.shape[2])
-    by = torch.randint(-reach, reach + 1, (len(image), 2)).to(image.device)  # seeded for each epoch, on every device alike
+    by = torch.randint(-reach, reach + 1, (len(image), 2)) * torch.randint(2, (len(image), 1))  # seeded for each epoch
+    by = by.to(image.device)
     seen, image = shift(seen, by, reach), shift(image, by, reach)
     return ((network.reconstruct(seen, prediction).float() - image) * seen[:, -1:]).square().mean()
 

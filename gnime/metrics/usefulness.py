@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STEPS = 16  # of deletion and insertion
+GAP = 0.05  # of areas in [0, 1]
 BLUR = 1 / 8  # standard deviation of insertion's first picture, of the image's side: strokes of digits are gone
 
 
@@ -108,6 +109,7 @@ def _blurred(image: Tensor) -> Tensor:
 def relative(score: float, random: float, clean: float) -> float | None:
     """Mean deletion or insertion scaled so that a random order is 0 and the clean map 1.
 
-    None where the clean map scores like a random order: then the victim does not tell them apart.
+    None where the clean map scores like a random order, within `GAP`: the victim hardly tells them apart, and the ratio would
+    be noise.
     """
-    return (score - random) / (clean - random) if clean != random else None
+    return (score - random) / (clean - random) if abs(clean - random) >= GAP else None

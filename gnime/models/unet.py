@@ -13,18 +13,21 @@ LEAST = 8  # channels of a block
 
 
 class Block(nn.Module):
-    """x + conv(silu(a(y) norm(conv(silu(x))) + b(y))): residual (He et al., 2016), with FiLM (Perez et al., 2018)."""
+    """x + conv(silu(a(y) conv(silu(x)) + b(y))): residual (He et al., 2016), with FiLM (Perez et al., 2018).
+
+    Without normalisation, which would take away how large the values are.
+    """
 
     def __init__(self, below: int, above: int):
         super().__init__()
         self.first, self.second = (nn.Conv2d(inputs, above, 3, padding=1) for inputs in (below, above))
-        self.norm, self.film = nn.GroupNorm(1, above, affine=False), nn.Linear(CODE, 2 * above)
+        self.film = nn.Linear(CODE, 2 * above)
         self.short = nn.Conv2d(below, above, 1) if below != above else nn.Identity()
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """x (N, below, k, k), code (N, CODE). Returns (N, above, k, k)."""
         scale, offset = self.film(code)[:, :, None, None].chunk(2, 1)  # (N, above, 1, 1) each
-        inside = self.norm(self.first(F.silu(x))) * (1 + scale) + offset
+        inside = self.first(F.silu(x)) * (1 + scale) + offset
         return self.short(x) + self.second(F.silu(inside))
 
 
@@ -39,13 +42,15 @@ class UNet(nn.Module):
         classes: length of the prediction.
         channels, size: an image is (channels, size, size); size is a power of two of at least 8.
         width: at side k, blocks have width / k channels, but at least 8.
-        maps, predictions: mean and standard deviation of all numbers of the maps and of the predictions in training.
+        scales: mean and standard deviation of all numbers of the maps in training, then those of the predictions.
     """
 
+    draws = True  # its loss draws shifts
+
     def __init__(self, explanation_channels: int, classes: int, channels: int, size: int, width: int = 2048,
-                 maps: Sequence[float] = (0.0, 1.0), predictions: Sequence[float] = (0.0, 1.0)):
+                 scales: Sequence[float] = (0.0, 1.0, 0.0, 1.0)):
         super().__init__()
-        self.explanation_channels, self.size, self.maps, self.predictions = explanation_channels, size, maps, predictions
+        self.explanation_channels, self.size, self.scales = explanation_channels, size, scales
         self.wide = {side: max(LEAST, width // side) for side in sides(4, size)}
         upwards = list(self.wide)[1:]  # 8, ..., T
         self.embed = nn.Linear(classes, CODE)
@@ -65,13 +70,13 @@ class UNet(nn.Module):
         ones = torch.ones(count, 1, self.size, self.size, device=self.last.weight.device)
         if explanation is None:
             return torch.cat([torch.zeros_like(ones).expand(-1, self.explanation_channels, -1, -1), ones], 1)
-        mean, std = self.maps
+        mean, std = self.scales[:2]
         large = F.interpolate(explanation, ones.shape[2:], mode="bilinear", align_corners=False)
         return torch.cat([(large - mean) / (std or 1.0), ones], 1)
 
     def reconstruct(self, seen: Tensor, prediction: Tensor) -> Tensor:
         """seen (N, K + 1, T, T), prediction (N, classes). Returns (N, channels, T, T), linear."""
-        mean, std = self.predictions
+        mean, std = self.scales[2:]
         code = F.silu(self.embed((prediction - mean) / (std or 1.0)))  # (N, CODE)
         x, skips = self.stem(seen), []  # (N, w/T, T, T)
         for block in self.down:

@@ -11,18 +11,32 @@ from ..config import PUBLISHED, Run
 from ..evaluate import Result
 from ..experiment import Experiment
 from ..metrics.leakage import is_possible
+from ..references import scale
 from ..registry import METRICS, RESIDUAL, find_row, title
 from ..store import write_text
 from ..system import provenance
 
 COLUMNS = {name: (metric.title, metric.form) for name, metric in METRICS.items()}
+OF_MAPS = [name for name, metric in METRICS.items() if "protected" in metric.takes]
 
 
 def paper_table(results: dict[str, Result]) -> str:
     """What the paper's attacker recovers, one line per row; "-" where a number has no meaning."""
-    return _aligned(["setting", *(heading for heading, _ in COLUMNS.values())], [
-        [name, *(_number(result.numbers.get(column), form) for column, (_, form) in COLUMNS.items())]
-        for name, result in results.items()])
+    return _metrics({name: result.numbers for name, result in results.items()},
+                    [name for name in COLUMNS if name not in OF_MAPS])
+
+
+def usefulness_table(results: dict[str, Result], references: dict[str, dict]) -> str:
+    """What is left of the explanations, beside clean and random maps; see `references`."""
+    return _metrics({name: result.numbers for name, result in results.items() if find_row(name).defence}
+                    | {name: scale(numbers, references) for name, numbers in references.items()}, OF_MAPS)
+
+
+def _metrics(lines: dict[str, dict], metrics: list[str]) -> str:
+    columns = {name: COLUMNS[name] for name in metrics}
+    return _aligned(["setting", *(heading for heading, _ in columns.values())], [
+        [name, *(_number(numbers.get(column), form) for column, (_, form) in columns.items())]
+        for name, numbers in lines.items()])
 
 
 def verdict_table(results: dict[str, Result]) -> str:
@@ -115,8 +129,11 @@ def _without_places(run: Run) -> Run:
     return replace(run, root=root, datasets=root / "datasets" if run.datasets == run.root / "datasets" else datasets)
 
 
-def write(experiment: Experiment, results: dict[str, Result], warnings: list[str], duration: str) -> dict:
-    """Writes `results.json`, with all that is needed to repeat the run, and the table as `results.csv`. Returns the former."""
+def write(experiment: Experiment, results: dict[str, Result], references: dict, warnings: list[str], duration: str) -> dict:
+    """Writes `results.json`, with all that is needed to repeat the run, and the table as `results.csv`. Returns the former.
+
+    Its "references" are the numbers of `references.references` as measured, not scaled.
+    """
     run, data, device = _without_places(experiment.run), experiment.data, experiment.device
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
     if any(find_row(name).needs_injector for name in results):
@@ -131,7 +148,7 @@ def write(experiment: Experiment, results: dict[str, Result], warnings: list[str
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
                             "answers": 1 if find_row(name).draws else None, **result.numbers}
                      for name, result in results.items()},
-        "networks": networks, "costs": {name: result.costs for name, result in results.items()},
+        "references": references, "networks": networks, "costs": {name: result.costs for name, result in results.items()},
         "warnings": warnings, "duration": duration, **provenance(device.describe()),
     }
     write_text(experiment.paths.results, json.dumps(content, indent=1, allow_nan=False) + "\n")
