@@ -14,7 +14,7 @@ from ..data import AttackerData
 from ..defences import load_defence
 from ..device import full_fp32
 from ..experiment import Experiment
-from ..explanations import explainer
+from ..explanations import explainer, publish
 from ..metrics.leakage import mse
 from ..registry import DEFENCES, Row
 from . import NotApplicable, Reconstruct, Trial
@@ -73,9 +73,9 @@ def answer_of(experiment: Experiment, row: Row) -> Answer:
     Raises:
         NotApplicable: see `white_box`; the function raises it too.
     """
-    victim = experiment.victim.network
+    victim, form = experiment.victim.network, experiment.run.published
     if row.defence is None:
-        return lambda images: (None, victim(images))
+        return lambda images: (None, publish(victim(images), form))
     explain, pool = explainer(experiment.run)
     if pool:
         raise NotApplicable("with --official gradcam a map depends on the other images of its batch")
@@ -83,7 +83,7 @@ def answer_of(experiment: Experiment, row: Row) -> Answer:
     protect = None if defence.draws or defence.quantises else load_defence(row, experiment.defence_inputs(row))
 
     def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        prediction, maps = victim(images), explain(victim, images)
+        prediction, maps = publish(victim(images), form), explain(victim, images)
         if not maps.requires_grad:
             raise NotApplicable(f"the maps of {experiment.run.xai} have no derivative with respect to the image")
         return protect(maps, prediction, images, range(len(images))) if protect else maps, prediction
