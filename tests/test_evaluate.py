@@ -197,6 +197,7 @@ def test_attackers_that_know_more_stand_beside_the_verdict():
 
     results = {"predmi": trials(0.08, white=errors(0.07)), "expmi": trials(0.02, white=errors(0.01)),
                "gnime": trials(0.05, white=errors(0.025)), "blank": trials(0.08, white=errors(0.081)),
+               "cond-mean": trials(0.08, white=errors(0.07)),  # as much more as from the prediction alone
                "rnd": trials(0.05, av1=errors(0.05, 100), av64=errors(0.02, 100))}
     results["rnd"].errors[60:] = 9.0  # images that the white-box does not see
     (warning,) = compare_beside(results)

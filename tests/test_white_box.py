@@ -73,6 +73,13 @@ def experiment(victim, xai="lrp", flags=(), **inputs):
                            defence_inputs=lambda row: DefenceInputs(0, **inputs))
 
 
+def test_it_imitates_what_is_published_of_the_prediction():
+    victim, x = small_classifier().eval(), torch.rand(4, 3, 16, 16, requires_grad=True)
+    for row in ("predmi", "expmi"):
+        _, found = module.answer_of(experiment(victim, flags=["--published", "probabilities"]), ROWS[row])(x)
+        torch.testing.assert_close(found, torch.softmax(victim(x), 1))
+
+
 @pytest.mark.parametrize("row", ["predmi", "expmi", "gnime", "negative", "permutation", "mix-0.1", "rnd", "blank"])
 @pytest.mark.parametrize("xai", ["lrp", "gradcam"])
 def test_its_gradient_is_that_of_its_objective(xai, row):
