@@ -9,6 +9,7 @@ A foreign file is one that GNIME did not write. It has no record of its making a
 import contextlib
 import hashlib
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -20,7 +21,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from .errors import GnimeError
+from .errors import GnimeError, printable
+from .regular import open_regular
 from .store import writing
 
 LAYOUT = 2  # version of the file layout; raised when files of the version before can no longer be read
@@ -28,6 +30,7 @@ CRC_BLOCK = 1 << 20  # bytes per CRC-32; the digest is the SHA-256 of record, sh
 RECORD = "gnime"  # HDF5 attribute of the record
 HEADER = 512  # bytes of the HDF5 user block, which precedes the HDF5 data; ours holds the checksums
 MAGIC = b"gnime array\n"
+MOST_AT_ONCE = 1 << 30  # bytes of a compressed piece of somebody else's array
 ATTRIBUTE_LIMIT = 60_000  # bytes; an HDF5 attribute has at most 64 KiB
 
 
@@ -142,7 +145,7 @@ def load(path: Path) -> Array:
         GnimeError: the file is damaged, cannot be read, holds something other than one array of numbers, or refers to data in
             another file.
     """
-    remedy = "remove it and run prepare.py again"
+    remedy = "put a whole one there, or move it away and run prepare.py again"
     damaged = f"{path}: damaged (its checksum does not fit); {remedy}"
     try:
         header = _read_header(path)
@@ -158,8 +161,9 @@ def load(path: Path) -> Array:
     except PermissionError:
         raise GnimeError(f"{path}: cannot be read; change its permissions") from None
     except Exception as error:  # a damaged or hostile file can make h5py raise anything
-        reason = str(error) if isinstance(error, ValueError) else "it is damaged"
-        reason = " ".join(reason.split())[:200]
+        if isinstance(error, OSError) and error.errno:
+            raise GnimeError(f"{path}: cannot be read ({os.strerror(error.errno)})") from None
+        reason = printable(error) if isinstance(error, ValueError) else "it is damaged"
         raise GnimeError(f"{path}: not a hickle file with one array of numbers ({reason}); {remedy}") from None
     digest = _digest(record or {}, rows.shape, rows.dtype.str, _checksums(rows))
     if (header is None) != (record is None) or (header is not None and digest != header["digest"]):
@@ -168,7 +172,7 @@ def load(path: Path) -> Array:
 
 
 def _read_header(path: Path) -> dict | None:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         block = file.read(HEADER)
     return json.loads(block[len(MAGIC) :]) if block.startswith(MAGIC) else None
 
@@ -195,16 +199,22 @@ def _only_dataset(file: h5py.File) -> h5py.Dataset:
 
 
 def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """The rows: memory-mapped from the file if they are one contiguous block there, otherwise from a temporary copy."""
+    """The rows: memory-mapped from the file if they are one contiguous block of numbers that PyTorch has there, otherwise from
+    a temporary copy.
+    """
     size = path.stat().st_size
     offset = dataset.id.get_offset()
-    if offset is not None and dataset.chunks is None:
-        if offset + dataset.nbytes > size:
-            raise ValueError("it is truncated")
+    longer = dataset.dtype.kind == "f" and dataset.dtype.itemsize > 8  # than any type of PyTorch
+    dtype = np.dtype(np.float64) if longer else dataset.dtype.newbyteorder("=")
+    if offset is not None and dataset.chunks is None and offset + dataset.nbytes > size:
+        raise ValueError("it is truncated")
+    if offset is not None and dataset.chunks is None and dtype == dataset.dtype:
         return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
     if dataset.nbytes > 1000 * size:  # no real array compresses so well
         raise ValueError(f"its shape {dataset.shape} is far more than the file holds")
-    rows = scratch(dataset.shape, dataset.dtype, path.parent)
+    if dataset.chunks is not None and math.prod(dataset.chunks) * dataset.dtype.itemsize > MOST_AT_ONCE:
+        raise ValueError(f"its pieces of {dataset.chunks} are too large")
+    rows = scratch(dataset.shape, dtype, path.parent)
     step = max(1, (64 << 20) // max(1, dataset.nbytes // max(1, len(dataset))))
     for start in range(0, len(dataset), step):
         rows[start : start + step] = dataset[start : start + step]

@@ -1,6 +1,12 @@
 """Errors that a user can fix. The text is the whole message: it names the flag or file, the fault and the remedy."""
 
 
+def printable(text: object, most: int = 200) -> str:
+    """Text from a file or a name, fit to be printed: on one line, without control characters, at most `most` characters."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in str(text))
+    return escaped if len(escaped) <= most else f"{escaped[: most - 3]}..."
+
+
 class GnimeError(Exception):
     """A file, a folder or the device is not as the run needs it. Exit code 1."""
 

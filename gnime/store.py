@@ -32,6 +32,7 @@ class Paths:
         self.images = self.aux / f"{target}_imgs.hkl"
         self.labels = self.aux / f"{target}_labels.hkl"
         self.skipped = self.aux / f"{target}_imgs.skipped.txt"
+        self.files = self.aux / f"{target}_files.txt"
         self.explanations = self.aux / f"{both}.hkl"
         figures = run.root / "figures" / (both + run.published_part)
         self.results, self.table = figures / "results.json", figures / "results.csv"

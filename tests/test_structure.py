@@ -12,9 +12,10 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries"}, {"system"},
+    {"errors", "regular", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries"}, {"system"},
     {"device", "parallel"}, {"store"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
-    {"batches", "sources", "graphs"}, {"data", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"},
+    {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
+    {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"},
     {"experiment"}, {"attackers"}, {"evaluate"}, {"verdict"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
 ]
 # take the network as an argument; import torch, themselves and the packages named here

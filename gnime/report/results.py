@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
-from ..config import PUBLISHED
+from ..config import PUBLISHED, Run
 from ..evaluate import Result
 from ..experiment import Experiment
 from ..registry import METRICS, RESIDUAL, find_row, title
@@ -100,6 +102,12 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
     return configuration
 
 
+def _portable(run: Run) -> Run:
+    """The run with the last part of absolute paths: a result names no place of one machine."""
+    root, datasets = (Path(path.name) if path.is_absolute() else path for path in (run.root, run.datasets))
+    return replace(run, root=root, datasets=root / "datasets" if run.datasets == run.root / "datasets" else datasets)
+
+
 def write(experiment: Experiment, results: dict[str, Result], warnings: list[str], duration: str) -> dict:
     """Writes `results.json`, with all that is needed to repeat the run, and the table as `results.csv`. Returns the former."""
     run, data, device = experiment.run, experiment.data, experiment.device
@@ -111,8 +119,10 @@ def write(experiment: Experiment, results: dict[str, Result], warnings: list[str
     networks |= {name: result.attacker for name, result in results.items() if result.attacker}
     content = {
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
+        "source": data.source,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
-        "configuration": _as_trained(run.describe(), networks), "precision": device.precision, "command": run.command("eval"),
+        "configuration": _as_trained(run.describe(), networks), "precision": device.precision,
+        "command": _portable(run).command("eval"),
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
                             "answers": 1 if find_row(name).draws else None, **result.numbers}
                      for name, result in results.items()},
