@@ -67,7 +67,9 @@ def _tell_victim(experiment: Experiment) -> None:
 def train(run: Run) -> None:
     """The noise injector."""
     began = time.monotonic()
-    _train_injector(_begin(run))
+    experiment = _begin(run)
+    _tell_victim(experiment)
+    _train_injector(experiment)
     say(f"done in {seconds_since(began)}; next: {run.command('eval')}")
 
 
