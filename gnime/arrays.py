@@ -11,6 +11,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import tempfile
 import zlib
@@ -24,13 +25,14 @@ import h5py
 import numpy as np
 
 from .errors import GnimeError, printable
-from .store import open_regular, reserve, writing
+from .store import open_artifact, reserve, writing
 
 LAYOUT = 2  # version of the file layout; raised when files of the version before can no longer be read
 CRC_BLOCK = 1 << 20  # bytes per CRC-32; the digest is the SHA-256 of record, shape, type and all CRC-32s
 RECORD = "gnime"  # HDF5 attribute of the record
 HEADER = 512  # bytes of the HDF5 user block, which precedes the HDF5 data; ours holds the checksums
 MAGIC = b"gnime array\n"
+MOST_AT_ONCE = 1 << 30  # bytes of a compressed piece of somebody else's array
 ATTRIBUTE_LIMIT = 60_000  # bytes; an HDF5 attribute has at most 64 KiB
 
 
@@ -144,7 +146,7 @@ def load(path: Path) -> Array:
         GnimeError: the file is damaged, cannot be read, is open for writing in another program, holds something other than one
             array of numbers, or refers to data in another file.
     """
-    with open_regular(path) as file:
+    with open_artifact(path) as file:
         _check_not_in_use(file, path)
         return _load(path)
 
@@ -160,7 +162,7 @@ def _check_not_in_use(file: BinaryIO, path: Path) -> None:
 
 
 def _load(path: Path) -> Array:
-    remedy = "move it away and run prepare.py again"
+    remedy = "put a whole one there, or move it away and run prepare.py again"
     damaged = f"{path}: damaged (its checksum does not fit); {remedy}"
     try:
         header = _read_header(path)
@@ -186,7 +188,7 @@ def _load(path: Path) -> Array:
 
 
 def _read_header(path: Path) -> dict | None:
-    with path.open("rb") as file:
+    with open_artifact(path) as file:
         block = file.read(HEADER)
     return json.loads(block[len(MAGIC) :]) if block.startswith(MAGIC) else None
 
@@ -213,27 +215,38 @@ def _only_dataset(file: h5py.File) -> h5py.Dataset:
 
 
 def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray:
-    """The rows: memory-mapped from the file if they are one contiguous block there, otherwise from a temporary copy."""
+    """The rows: memory-mapped from the file if they are one contiguous block of numbers that PyTorch has there, otherwise from
+    a temporary copy.
+    """
     size = path.stat().st_size
     offset = dataset.id.get_offset()
+    longer = dataset.dtype.kind == "f" and dataset.dtype.itemsize > 8  # than any type of PyTorch
+    dtype = np.dtype(np.float64) if longer else dataset.dtype.newbyteorder("=")
     if offset is not None and dataset.chunks is None:
         if offset + dataset.nbytes > size:
             raise ValueError("it is truncated")
-        try:
-            return np.memmap(path, dataset.dtype, "r", offset, dataset.shape)
-        except OSError as error:  # a file system without shared mappings
-            if error.errno != errno.ENODEV:
-                raise
-            rows = np.memmap(path, dataset.dtype, "c", offset, dataset.shape)
-            rows.flags.writeable = False
-            return rows
+        if dtype == dataset.dtype:
+            return _memmap(path, dtype, offset, dataset.shape)
     if dataset.nbytes > 1000 * size:  # no real array compresses so well
         raise ValueError(f"its shape {dataset.shape} is far more than the file holds")
-    rows = scratch(dataset.shape, dataset.dtype, path.parent)
+    if dataset.chunks is not None and math.prod(dataset.chunks) * dataset.dtype.itemsize > MOST_AT_ONCE:
+        raise ValueError(f"its pieces of {dataset.chunks} are too large")
+    rows = scratch(dataset.shape, dtype, path.parent)
     step = max(1, (64 << 20) // max(1, dataset.nbytes // max(1, len(dataset))))
     for start in range(0, len(dataset), step):
         rows[start : start + step] = dataset[start : start + step]
     return rows
+
+
+def _memmap(path: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.memmap(path, dtype, "r", offset, shape)
+    except OSError as error:  # a file system without shared mappings
+        if error.errno != errno.ENODEV:
+            raise
+        rows = np.memmap(path, dtype, "c", offset, shape)
+        rows.flags.writeable = False
+        return rows
 
 
 def scratch(shape: tuple[int, ...], dtype, folder: Path) -> np.ndarray:

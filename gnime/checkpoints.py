@@ -14,7 +14,7 @@ import torch
 
 from . import foreign
 from .errors import GnimeError, printable
-from .store import digest_of, open_regular, writing
+from .store import digest_of, open_artifact, writing
 from .system import warn
 
 LAYOUT = 3  # version of the file layout; raised when files of the version before can no longer be read
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         GnimeError: the file is damaged, cannot be read, has another layout or format, or holds something other than tensors
             and plain data.
     """
-    with open_regular(path) as file:
+    with open_artifact(path) as file:
         content = foreign.read(file, path, os.fstat(file.fileno()).st_size)
     keys = {"gnime", "tensors", "spec", "made_by", "extra", "identity", "checksum"}
     if not isinstance(content, dict) or set(content) != keys:

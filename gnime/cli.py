@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from operator import attrgetter
@@ -20,6 +21,7 @@ ABOUT = {
     "train": "Train the noise injector against a sparring inverter. Writes to models/def/.",
     "eval": "Train an attacker for each setting, and compare the images that they recover. Writes to models/inv/ and figures/.",
 }
+JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts
 EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", "eval": "of the inverters, at most"}
 CONFIGS = {"prepare": "classifier.", "train": "injector.", "eval": "inverter."}
 
@@ -78,7 +80,8 @@ def _rate(text: str) -> float:
 
 def target_name(text: str) -> str:
     """A type for flags: a name that can be a folder in --datasets and a part of a file's name."""
-    if not re.fullmatch(r"\w[\w .+-]*", text) or text.endswith((" ", ".", ".state")) or len(text.encode()) > 200:
+    letters = "".join(c for c in text if not unicodedata.category(c).startswith("M") and c not in JOINERS)
+    if not re.fullmatch(r"\w[\w .+-]*", letters) or text.endswith((" ", ".", ".state")) or len(text.encode()) > 200:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder in --datasets")
     return text
 
@@ -118,6 +121,8 @@ def parser(script: str) -> argparse.ArgumentParser:
         data.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="rows whose attackers are trained at once")
     if script == "prepare":
         data.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
+        data.add_argument("--drop-duplicates", nargs="?", choices=("exact", "near"), const="exact", metavar="KIND",
+                          help="leave copies of pictures out: exact ones (without KIND), or also near ones, which look alike")
     training = flags.add_argument_group("training (defaults: the paper's)")
     training.add_argument("--epochs", type=at_least(1), metavar="N",
                           help=f"{EPOCHS[script]} {_default(CONFIGS[script] + 'epochs')}")
@@ -192,8 +197,8 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
     return Run(script, record, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
-               rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False), getattr(given, "jobs", 1),
-               given.published, given.lr)
+               rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False),
+               getattr(given, "drop_duplicates", None), getattr(given, "jobs", 1), given.published, given.lr)
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:

@@ -150,6 +150,7 @@ class Run:
     rows: tuple[str, ...] = ()  # names in registry.ROWS, of the table that eval.py prints
     attackers: tuple[str, ...] = DEFAULT_ATTACKERS  # names in registry.ATTACKERS, that attack every row
     skip_bad: bool = False
+    drop_duplicates: str | None = None  # "exact" or "near": which copies of pictures are left out
     jobs: int = 1  # attackers that are trained at once
     published: str = "logits"  # a name in PUBLISHED: the form in which all but the victim see a prediction
     lr: float | None = None
@@ -195,6 +196,7 @@ class Run:
             weight, usual = self.target.inversion_weight, target(self.target.name).inversion_weight
             flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--lr": self.lr, "--precision": self.precision,
                       "--weight": weight if script == "train" and weight != usual else None}
+            flags["--drop-duplicates"] = self.drop_duplicates
             flags["--jobs"] = self.jobs if self.jobs > 1 else None
             switches |= {"--deterministic": self.deterministic, "--skip-bad": self.skip_bad}
         words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
@@ -227,14 +229,14 @@ class Run:
             f"datasets {self.datasets}"])
 
     def describe(self) -> dict:
-        """The configuration as plain data, for printing and for `results.json`."""
+        """The configuration as plain data, for `results.json`."""
         plain = asdict(self)
         plain["settings"] = plain.pop("rows")
         del plain["jobs"]  # changes no result
         if not self.published_part:
             del plain["published"]  # files of the paper's form say nothing of it
         plain["target"] = self.target.name
-        plain["root"], plain["datasets"] = str(self.root), str(self.datasets)
+        del plain["root"], plain["datasets"]  # places of one machine; the fingerprint of the data stands in the results
         plain |= {"image": [self.target.channels, self.target.size, self.target.size],
                   "width": self.target.width, "weight": self.target.inversion_weight,
                   "stages": {name: asdict(self.train_config("expmi" if name == "inverter" else name))

@@ -1,20 +1,19 @@
 """The images of a run, shuffled, and their split into the halves of defender and attacker."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from . import arrays
-from .batches import CHUNK, Rows
+from .batches import Rows
 from .checkpoints import require
-from .config import SHUFFLE_SEED_PURPOSE, TEST_FRACTION, VALIDATION_FRACTION, Run
-from .errors import GnimeError, Unfinished, UsageError
-from .sources import Source, decode, open_source
-from .store import Paths, artifact_lock, exists, write_text
-from .system import permutation, say, warn
+from .config import TEST_FRACTION, VALIDATION_FRACTION, Run
+from .errors import GnimeError, Unfinished
+from .making import MINIMUM, enough, identity_of_images, make_images
+from .sources import Source, fingerprint, open_source
+from .store import Paths, artifact_lock, exists
+from .system import say, warn
 
-MINIMUM = 20  # images; with fewer, a split would be empty
 MAXIMUM_CLASSES = 100_000
 
 
@@ -56,6 +55,8 @@ class Data:
         labels: (n,) int64.
         classes: names of the classes.
         digest: of the images' file.
+        source: the fingerprint of what they were made of (see `sources.fingerprint`); None where it is not known.
+        shuffled: whether GNIME shuffled the rows. One's own arrays are used in the order that they have.
     """
 
     images: np.ndarray
@@ -63,21 +64,25 @@ class Data:
     classes: list[str]
     digest: str
     splits: Splits
+    source: dict | None = None
+    shuffled: bool = True
 
 
 def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: bool = False) -> Data:
     """The run's images and labels from `aux/`. If they are missing, they are written there from `source` first.
 
+    quiet: this process has checked and told about them already.
+
     Raises:
-        GnimeError: they are missing and there is no source; or the files are damaged, belong to another run, or hold wrong
-            shapes or values.
+        GnimeError: they are missing and there is no source; or the files are damaged, belong to another run or source, or
+            hold wrong shapes or values.
     """
     with artifact_lock(paths.images, paths.root), artifact_lock(paths.labels, paths.root):
         if _exist(paths):
             if not quiet:
                 say(f"images        {paths.images}: found")
         elif source:
-            _make(run, paths, source)
+            make_images(run, paths, source)
         else:
             _check_half(run, paths)
             missing = paths.labels if paths.images.exists() else paths.images
@@ -85,9 +90,16 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
     images, labels = arrays.load(paths.images), arrays.load(paths.labels)
     _check(run, images, labels)
     record = labels.record or {}
+    splits = Splits.from_count(len(images.rows), bool(run.repeats("validation")))
+    if not quiet:
+        for array in (images, labels):
+            if array.record is None:
+                warn(f"{array.path} has no record of how it was made; it is used as it is")
+        if source is None:
+            _check_source(run, paths, record.get("source"))
     classes = record.get("classes") or [str(i) for i in range(int(labels.rows.max()) + 1)]
-    return Data(images.rows, np.array(labels.rows, np.int64), classes, images.digest,
-                Splits.from_count(len(images.rows), bool(run.repeats("validation"))))
+    return Data(images.rows, np.array(labels.rows, np.int64), classes, images.digest, splits, record.get("source"),
+                shuffled=labels.record is not None)
 
 
 def _exist(paths: Paths) -> bool:
@@ -105,12 +117,8 @@ def _check_half(run: Run, paths: Paths) -> None:
             record = arrays.load(there).record
             if record is None:
                 raise GnimeError(f"{missing} is missing, and {there} has no record that GNIME made it, so it is kept; put "
-                                 f"{missing.name} beside it, or move it away")
-            require(there, record, _identity(run))
-
-
-def _identity(run: Run) -> dict:
-    return {"target": run.target.name, "image_size": run.target.size, "seed": run.seed}
+                                 f"{missing.name} beside it, or choose another --root")
+            require(there, record, identity_of_images(run))
 
 
 def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
@@ -121,91 +129,87 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
                          f"(n, {target.channels}, {target.size}, {target.size}); move it away, or choose another --root")
     if labels.rows.shape != (n,) or labels.rows.dtype.kind not in "ui":
         raise GnimeError(f"{labels.path}: {labels.rows.dtype} {labels.rows.shape}, {images.path.name} needs integers "
-                         f"({n},); move both away")
+                         f"({n},); move both away, or choose another --root")
     if n < MINIMUM:
-        raise GnimeError(f"{images.path}: {n} images; the splits need at least {MINIMUM}; move it away")
+        raise GnimeError(f"{images.path}: {n} images; the splits need at least {MINIMUM}")
     if labels.rows.min() < 0 or labels.rows.max() >= MAXIMUM_CLASSES:
         raise GnimeError(f"{labels.path}: labels from {labels.rows.min()} to {labels.rows.max()}; classes are numbered from 0 "
-                         f"to {MAXIMUM_CLASSES - 1} at most; move it away")
+                         f"to {MAXIMUM_CLASSES - 1} at most")
+    if labels.rows.min() == labels.rows.max():
+        raise GnimeError(f"{labels.path}: every image is of class {labels.rows.min()}; at least two classes are needed")
     in_range = images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1
     if images.rows.dtype != np.uint8 and not in_range:
-        raise GnimeError(f"{images.path}: {images.rows.dtype}; images are uint8, or numbers in [0, 1]; move it away")
+        raise GnimeError(f"{images.path}: {images.rows.dtype}; images are uint8, or floating-point numbers in [0, 1]")
+    if images.record is None:
+        _check_foreign(run, images, labels)
     for array in (images, labels):
-        if array.record is None:
-            warn(f"{array.path} has no record of how it was made; it is used as it is")
-            continue
-        require(array.path, array.record, _identity(run))
-        wanted = min(run.limit or array.record["available"], array.record["available"])
-        if n != wanted:
-            flag = f"--limit {n}" if n < array.record["available"] else "no --limit"
-            raise GnimeError(f"{array.path}: made with {flag}, this run asks for {wanted} images; pass {flag}, "
-                             f"or move it away, or choose another --root")
-    if labels.record is not None and labels.record["images"] != images.digest:
+        if array.record is not None:
+            _check_record(run, array, n)
+    if labels.record is not None and labels.record.get("images") != images.digest:
         raise GnimeError(f"{labels.path}: not the labels of the images in {images.path.name}; move both away and run "
                          f"prepare.py again")
+
+
+def _check_record(run: Run, array: arrays.Array, n: int) -> None:
+    wanted = identity_of_images(run)
+    if run.script == "prepare" and not run.drop_duplicates and array.record.get("drop_duplicates"):
+        raise GnimeError(f"{array.path}: made with --drop-duplicates {array.record['drop_duplicates']}; give it too, or choose "
+                         f"another --root")
+    require(array.path, array.record, wanted)
+    available = array.record.get("available", n)
+    asked = min(run.limit or available, available)
+    if n != asked:
+        flag = f"--limit {n}" if n < available else "no --limit"
+        raise GnimeError(f"{array.path}: made with {flag}, this run asks for {asked} images; pass {flag}, "
+                         f"or move it away, or choose another --root")
+
+
+def _check_foreign(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
+    """Refuses flags that cannot act on one's own arrays, and halves of which one never saw the other's classes."""
+    n = len(images.rows)
+    given = {f"--limit {run.limit}": run.limit not in (None, n), "--skip-bad": run.skip_bad,
+             "--drop-duplicates": run.drop_duplicates, "--datasets": run.datasets != run.root / "datasets"}
+    for flag, acts in given.items():
+        if acts:
+            raise GnimeError(f"{flag} cannot act on {images.path}: GNIME did not write it, and all of its {n} images are used "
+                             f"as they are; leave the flag out, or choose another --root")
+    splits = Splits.from_count(n)
+    defender, attacker = (set(labels.rows[rows.start : rows.stop].tolist()) for rows in (splits.defender, splits.attacker))
+    if not defender & attacker:
+        raise GnimeError(f"{labels.path}: the first half of the rows, the defender's, has classes {_few(defender)}, the "
+                         f"attacker's {_few(attacker)}; the halves are cut as the rows stand, so shuffle the rows of "
+                         f"images and labels alike")
+
+
+def _few(classes: set[int]) -> str:
+    shown = sorted(classes)[:6]
+    return ", ".join(map(str, shown)) + (", ..." if len(classes) > len(shown) else "")
+
+
+def _check_source(run: Run, paths: Paths, recorded: dict | None) -> None:
+    """Refuses arrays whose source is there and is another one now. Arrays of version 1 record no source."""
+    now = fingerprint(run) if recorded else None
+    if now and now != recorded:
+        what = [f"{one['images']} images in {one['classes']} classes" for one in (recorded, now)]
+        if what[0] == what[1]:
+            what[1] = "as many under other names or of other sizes"
+        raise GnimeError(f"{paths.images}: made of {what[0]}; {run.datasets} now has {what[1]}; give the --datasets that it "
+                         f"was made of, or choose another --root for these")
 
 
 def missing_source(run: Run, paths: Paths) -> Source | None:
     """The source from which `load_images` will write the run's images; None if they are in `aux/` already. Writes nothing.
 
     Raises:
-        GnimeError: the source is missing, damaged or empty.
+        GnimeError: the source is missing, damaged or empty, or one of the two arrays is there and is not ours.
         UsageError: the source or --limit has too few images for the splits.
     """
     if _exist(paths):
         return None
     _check_half(run, paths)
     source = open_source(run)
-    _enough(run, len(source.labels))
+    enough(run, len(source.labels))
     return source
-
-
-def _enough(run: Run, available: int) -> int:
-    n = min(run.limit or available, available)
-    if n < MINIMUM:
-        flag = f"--limit {run.limit}" if run.limit is not None and run.limit < MINIMUM else f"target {run.target.name}"
-        raise UsageError(f"{flag}: {n} images; the splits of defender and attacker need at least {MINIMUM}")
-    return n
-
-
-def _make(run: Run, paths: Paths, source: Source) -> None:
-    readable = _readable(run, paths, source)
-    available = len(readable)
-    n = _enough(run, available)
-    order = readable[permutation(available, run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]]
-    target = run.target
-    record = _identity(run) | {"available": available}
-    shape = (n, target.channels, target.size, target.size)
-    with arrays.create(paths.images, shape, "uint8", record | {"kind": "images"}) as writer:
-        for start in range(0, n, CHUNK):
-            writer.write(source.read(order[start : start + CHUNK]))
-    images = arrays.load(paths.images)
-    record |= {"kind": "labels", "classes": source.classes, "images": images.digest}
-    with arrays.create(paths.labels, (n,), "int64", record) as writer:
-        writer.write(source.labels[order])
-    say(f"images        {paths.images}: made, {n} of {available}, {len(source.classes)} classes, shuffled with seed {run.seed}")
-
-
-def _readable(run: Run, paths: Paths, source: Source) -> np.ndarray:
-    """Indices of the images to use. With --skip-bad, images that cannot be decoded are left out and listed in a file."""
-    indices = np.arange(len(source.labels))
-    if not (run.skip_bad and source.files):
-        return indices
-
-    def fault(path) -> str | None:
-        try:
-            decode(path, run.target.channels, run.target.size)
-        except GnimeError as error:
-            return str(error).split("; ")[0]
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        faults = list(pool.map(fault, source.files))
-    lines = [text for text in faults if text]
-    if lines:
-        write_text(paths.skipped, "\n".join(lines) + "\n")
-        warn(f"{len(lines)} damaged pictures left out, listed in {paths.skipped}")
-    return indices[[text is None for text in faults]]
 
 
 @dataclass

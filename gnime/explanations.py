@@ -23,6 +23,9 @@ from .registry import EXPLAINERS
 from .store import Paths, artifact_lock, exists
 from .system import say, warn
 
+COMPARED = 32  # of somebody else's maps are made anew
+SAME_MAPS = 0.9  # correlation with them from which they are taken as the same
+
 
 def publish(logits: Tensor, form: str) -> Tensor:
     """What a service publishes of its predictions (n, classes), in the same shape; `form` is a name in `config.PUBLISHED`.
@@ -98,10 +101,11 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
     shape = (len(task.data.images), *function(task.victim, image).shape[1:])
     if maps.rows.shape != shape or maps.rows.dtype.kind != "f":
         raise GnimeError(f"{path}: {maps.rows.dtype} {maps.rows.shape}, this run needs float32 {shape}; "
-                         f"move it away or choose another --root")
+                         f"move it away, or choose another --root")
     if maps.record is None:
         warn(f"{path} has no record of how it was made; it is used as it is")
         _check_foreign(maps)
+        _check_order(maps, task, device)
     else:
         require(path, maps.record, task.identity())
     return maps
@@ -111,7 +115,32 @@ def _check_foreign(maps: arrays.Array) -> None:
     for part in slices(range(len(maps.rows)), CHUNK):
         rows = maps.rows[part.start : part.stop]
         if not (np.isfinite(rows).all() and rows.min() >= 0 and rows.max() <= 1):
-            raise GnimeError(f"{maps.path}: values outside [0, 1] in rows {part.start} to {part.stop - 1}; move it away")
+            raise GnimeError(f"{maps.path}: values outside [0, 1] in rows {part.start} to {part.stop - 1}; scale them to it")
+
+
+def _check_order(maps: arrays.Array, task: ExplanationTask, device: Device) -> None:
+    """Compares a few of somebody else's maps with the victim's, made anew.
+
+    Raises:
+        GnimeError: they fit other images as well as their own, so the rows are in another order or of another victim.
+    """
+    function, pool = explainer(task.run)
+    images = task.data.images
+    rows = torch.linspace(0, len(images) - 1, min(len(images), pool or COMPARED)).long()
+    with full_fp32():
+        anew = function(task.victim, gather_rows(images, rows, device.torch)).float().cpu().flatten(1)
+    found = gather_rows(maps.rows, rows, torch.device("cpu")).flatten(1)
+    correlation = torch.corrcoef(torch.cat([found, anew]).double()).nan_to_num()[: len(rows), len(rows) :]
+    own, other = correlation.diagonal().mean().item(), (correlation.sum() - correlation.trace()).item()
+    other /= len(rows) * (len(rows) - 1)
+    if own >= SAME_MAPS:
+        return
+    what = f"{maps.path}: correlates by {own:.2f} with the maps that {task.run.xai} makes of the same images"
+    if own - other < 0.1:
+        raise GnimeError(f"{what}, and by {other:.2f} with those of other images: its rows are in another order than the "
+                         f"images, or another victim explained them; row i explains row i of the images "
+                         f"({Paths(task.run).files.name} names their pictures)")
+    warn(f"{what}: another explainer or another victim made it")
 
 
 def _make(task: ExplanationTask, path: Path, device: Device) -> None:

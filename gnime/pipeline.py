@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import checks
 from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
@@ -50,13 +51,33 @@ def prepare(run: Run) -> None:
 
 
 def _prepare(experiment: Experiment) -> None:
-    experiment.victim, experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
+    for warning in checks.warnings_about_images(experiment.data) if experiment.device.rank == 0 else ():
+        warn(warning)
+    _tell_victim(experiment)
+    experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
+    if checks.hardly_differ(experiment.explanations.rows):
+        warn(f"{experiment.paths.explanations}: the maps hardly differ from each other, so they say nothing about the images")
+
+
+def _tell_victim(experiment: Experiment) -> None:
+    """The victim's accuracy. A network of another program may number the classes otherwise."""
+    data, victim = experiment.data, experiment.victim
+    arguments = victim.network, experiment.images, experiment.labels, data.splits.attacker, experiment.device
+    found = victim.report.get("score") if victim.made_by else None  # of the same images
+    found, by_chance = checks.accuracy(*arguments) if found is None else found, checks.chance(data)
+    say(f"victim        accuracy {found:.3f} on the attacker's half, chance {by_chance:.3f}")
+    if checks.near_chance(found, by_chance):
+        remedy = "train it longer" if victim.made_by else ("if its outputs are other classes than here, sort them: "
+                                                           + checks.numbered(data.classes))
+        warn(f"{experiment.paths.victim}: accuracy {found:.3f} is near chance ({by_chance:.3f}); {remedy}")
 
 
 def train(run: Run) -> None:
     """The noise injector."""
     began = time.monotonic()
-    _train_injector(_begin(run))
+    experiment = _begin(run)
+    _tell_victim(experiment)
+    _train_injector(experiment)
     say(f"done in {seconds_since(began)}; next: {run.command('eval')}")
 
 
@@ -110,7 +131,8 @@ def evaluate(run: Run, trains: bool = True) -> dict | None:
     began = time.monotonic()
     experiment = _begin(run, trains)
     rows, device = [find_row(name) for name in run.rows], experiment.device
-    experiment.victim, experiment.evaluation_classifier, experiment.attacker_data  # noqa: B018  refused early where missing
+    _tell_victim(experiment)
+    experiment.evaluation_classifier, experiment.attacker_data  # noqa: B018  refused early where missing
     if trains:
         for row in rows:  # by all processes together
             experiment.identity(row)
@@ -165,7 +187,8 @@ def _warnings(experiment: Experiment, rows: list[Row], results: dict[str, Result
     """Adds residual leakage to the results; returns what a reader of them must know."""
     run = experiment.run
     narrow = run.target.width < run.sensible_width
-    warnings = compare(results, f"give --width {run.sensible_width} or more" if narrow else "train longer")
+    warnings = checks.warnings_about_images(experiment.data)
+    warnings += compare(results, f"give --width {run.sensible_width} or more" if narrow else "train longer")
     warnings += compare_beside(results)
     if run.repeats("validation"):
         warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")

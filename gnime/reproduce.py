@@ -118,8 +118,7 @@ def finished_part(options: argparse.Namespace, cell: tuple[str, str, int], setti
 def _write_result(options: argparse.Namespace, cell: tuple[str, str, int], run: Run, measured: dict) -> None:
     from .store import write_text
 
-    for place in ("root", "datasets", "gpu"):
-        del measured["configuration"][place]
+    del measured["configuration"]["gpu"]
     flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2], "--limit": options.limit,
              "--settings": " ".join(measured["settings"]), "--precision": options.precision,
              "--published": run.published if run.published_part else None}

@@ -20,6 +20,7 @@ import torch
 from .config import Run
 from .device import Device
 from .errors import GnimeError
+from .regular import open_regular
 from .system import say, warn
 
 LACKING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}  # of a system call that the file system does not have
@@ -42,6 +43,7 @@ class Paths:
         self.images = self.aux / f"{target}_imgs.hkl"
         self.labels = self.aux / f"{target}_labels.hkl"
         self.skipped = self.aux / f"{target}_imgs.skipped.txt"
+        self.files = self.aux / f"{target}_files.txt"
         self.explanations = self.aux / f"{both}.hkl"
         figures = run.root / "figures" / (both + run.published_part)
         self.folders = (self.aux, *(self._models / kind for kind in ("victim", "eval", "inv")), self.injector_folder, figures)
@@ -107,20 +109,18 @@ def exists(path: Path, root: Path) -> bool:
     return inside(path, root).exists()
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a file for reading. A pipe or a device, whose reading might never end, is not opened.
+def open_artifact(path: Path) -> BinaryIO:
+    """Opens a file for reading.
 
     Raises:
         GnimeError: it cannot be opened, or is no regular file. The message has the system's own reason.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+        return open_regular(path)
+    except ValueError:
+        raise GnimeError(f"{path}: not a regular file; put the file itself there") from None
     except OSError as error:
         raise GnimeError(f"{path}: cannot be read ({error.strerror}); see to that, and run the command again") from None
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise GnimeError(f"{path}: not a regular file; put the file itself there")
-    return file
 
 
 @cache

@@ -6,7 +6,7 @@ import math
 from torch import Tensor
 
 from .evaluate import Result
-from .metrics.leakage import bootstrap_interval, is_possible, paired_interval, residual_leakage
+from .metrics.leakage import LEAST_LEAK, bootstrap_interval, is_possible, paired_interval, residual_leakage
 from .registry import ATTACKERS, RESIDUAL, find_row
 
 CHANCE = 0.12  # residual leakage, which some hundred test images cannot tell from 0 (METHOD "Defences whose leak is bounded")
@@ -43,7 +43,7 @@ def exposed(row: Tensor, prediction: Tensor, undefended: Tensor) -> float | None
         return None
     most, least = order[-count:], order[:count]
     leak = (prediction - undefended)[most].double().mean().item()
-    return (gain[most].mean().item() + min(gain[least].mean().item(), 0.0)) / leak if leak > 0 else None
+    return (gain[most].mean().item() + min(gain[least].mean().item(), 0.0)) / leak if leak > LEAST_LEAK else None
 
 
 EXPOSED = 0.05  # share of the test images

@@ -371,6 +371,7 @@ def test_original_cifar10(tmp_path, monkeypatch):
             self.data, self.targets = pixels.reshape(2, 32, 32, 3).astype(np.uint8), [0, 1] if train else [1, 1]
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Small)
+    (tmp_path / "datasets/cifar-10-batches-py").mkdir(parents=True)
     source = open_source(run_for(tmp_path, "--target", "cifar10")[0])
     assert source.labels.tolist() == [0, 1, 1, 1] and source.classes == ["plane", "car"]
     found, (train, test) = source.read([0, 3]), [Small(None, which, False).data for which in (True, False)]
@@ -384,6 +385,6 @@ def test_missing_mnist_names_the_folder_without_a_network(tmp_path, monkeypatch)
     def no_network(*args, **named):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_url", no_network)
     with pytest.raises(GnimeError, match=r"MNIST.*no route to host.*--datasets"):
         open_source(run_for(tmp_path, "--target", "mnist")[0])

@@ -9,12 +9,14 @@ import hickle
 import numpy as np
 import pytest
 import torch
+from conftest import Scripts
 from helpers import Killed
 from PIL import Image
 from scipy.stats import spearmanr
 
 from gnime import experiment, pipeline, resuming, training
 from gnime.checkpoints import load_checkpoint
+from gnime.cli import resolve
 from gnime.data import Splits
 from gnime.explainers.gradcam import gradcam
 from gnime.metrics import leakage
@@ -264,6 +266,8 @@ def test_the_table_is_the_same_in_every_form(scripts, root_copy):
     assert found["n"] == {"images": N, "test": len(SPLITS.test), "train": len(SPLITS.train)}
     assert found["seed"] == 0 and found["configuration"]["width"] == 64
     assert {"torch", "numpy", "gnime", "python"} <= found["versions"].keys()
+    assert "source" in found and not {"root", "datasets"} & found["configuration"].keys()
+    assert str(root_copy) not in (root_copy / "figures/digits_lrp/results.json").read_text(), "no place of one machine"
     assert found["hardware"]["device"].startswith("CPU") and float(found["duration"].split()[0]) > 0
     assert {network["commit"] for network in found["networks"].values()} == {found["commit"]}
     assert found["networks"]["victim"]["digest"] == load_checkpoint(root_copy / "models/victim/digits.pt").digest
@@ -403,7 +407,27 @@ def main_warns(root, capsys, epochs):
     capsys.readouterr()
     flags = ["--target", "digits", "--gpu", "-1", "--limit", "60", "--width", "64", "--root", str(root)]
     assert main("prepare", [*flags, "--epochs", str(epochs)]) == 0
-    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("warning:") and "near chance" not in line]
+
+
+def test_the_accuracy_of_somebody_elses_victim_is_told(root_copy, capsys):
+    """Its outputs are another program's classes: those of ours in another order."""
+    path = root_copy / "models/victim/digits.pt"
+    tensors, score = load_checkpoint(path).tensors, load_checkpoint(path).extra["score"]
+    run = resolve("prepare", [*Scripts.flags, "--root", str(root_copy)])
+    pipeline._tell_victim(experiment.Experiment(run))
+    assert f"accuracy {score:.3f} on the attacker's half, chance 0." in capsys.readouterr().out
+    last = [name for name in tensors if tensors[name].shape[0] == 10]
+    files = Files(root_copy)
+    images, labels, _, _ = files.of(SPLITS.attacker)
+    with torch.no_grad():
+        said = (files.victim(images).argmax(1) + 1) % 10
+    torch.save({name: value.roll(1, 0) if name in last else value for name, value in tensors.items()}, path)
+    pipeline._tell_victim(experiment.Experiment(run))
+    out, err = capsys.readouterr()
+    assert f"accuracy {(said == labels).double().mean():.3f} on" in out
+    assert "sort them: 0: 0, 1: 1, 2: 2" in err
 
 
 @pytest.mark.parametrize("label", [-1, 10**7])

@@ -12,11 +12,11 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries", "streams"}, {"system"},
-    {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
-    {"batches", "sources", "graphs"}, {"data", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"},
-    {"experiment"}, {"references"}, {"attackers"}, {"evaluate"}, {"verdict"}, {"report"}, {"pipeline"}, {"cli"},
-    {"reproduce"},
+    {"errors", "regular", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries", "streams"},
+    {"system"}, {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"},
+    {"models", "explainers", "metrics"}, {"ops"},
+    {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
+    {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"},
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}

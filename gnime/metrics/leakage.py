@@ -50,13 +50,16 @@ def deepsim_of(squared: float, n: int) -> float:
     return math.exp(-math.sqrt(squared) / n)
 
 
+LEAST_LEAK = 1 / 255**2 / 12  # MSE: the error of rounding to grey levels; shares of a smaller leak mean nothing
+
+
 def residual_leakage(row: float, predmi: float, expmi: float) -> float | None:
     """(row - predmi) / (expmi - predmi), of mean squared errors: the share of the explanation's leak that a defence leaves.
 
     1 is the leak of the undefended explanation, 0 that of the prediction. None if the undefended attacker's error is not
-    below PredMI's, because then the explanation does not leak.
+    below PredMI's by `LEAST_LEAK`, because then the explanation does not leak.
     """
-    return (predmi - row) / (predmi - expmi) if expmi < predmi else None
+    return (predmi - row) / (predmi - expmi) if predmi - expmi > LEAST_LEAK else None
 
 
 def is_possible(residual: float | None, interval: Sequence[float] | None) -> bool:
@@ -79,7 +82,7 @@ def paired_interval(row: Tensor, predmi: Tensor, expmi: Tensor, seed: int = 0, d
     row, predmi, expmi: squared errors per image, (N,). None where the leak is not positive in every draw.
     """
     row, predmi, expmi = _resampled_means([row, predmi, expmi], seed, draws)
-    if not (expmi < predmi).all():
+    if not (predmi - expmi > LEAST_LEAK).all():
         return None
     return list(_interval((predmi - row) / (predmi - expmi), 0.95))
 

@@ -122,10 +122,9 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
     return configuration
 
 
-def _without_places(run: Run) -> Run:
-    """Absolute paths tell of the machine and its user, so results have the last part of their names alone."""
-    root = Path(run.root.name) if run.root.is_absolute() else run.root
-    datasets = Path(run.datasets.name) if run.datasets.is_absolute() else run.datasets
+def _portable(run: Run) -> Run:
+    """The run with the last part of absolute paths: a result names no place of one machine."""
+    root, datasets = (Path(path.name) if path.is_absolute() else path for path in (run.root, run.datasets))
     return replace(run, root=root, datasets=root / "datasets" if run.datasets == run.root / "datasets" else datasets)
 
 
@@ -134,7 +133,7 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
 
     Its "references" are the numbers of `references.references` as measured, not scaled.
     """
-    run, data, device = _without_places(experiment.run), experiment.data, experiment.device
+    run, data, device = _portable(experiment.run), experiment.data, experiment.device
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
     if any(find_row(name).needs_injector for name in results):
         networks["injector"] = experiment.trained_injector.summary()
@@ -143,8 +142,10 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
     networks |= {name: result.attacker for name, result in results.items() if result.attacker}
     content = {
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
+        "source": data.source,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
-        "configuration": _as_trained(run.describe(), networks), "precision": device.precision, "command": run.command("eval"),
+        "configuration": _as_trained(run.describe(), networks), "precision": device.precision,
+        "command": run.command("eval"),
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
                             "answers": 1 if find_row(name).draws else None, **result.numbers}
                      for name, result in results.items()},

@@ -1,0 +1,103 @@
+"""Images and labels written to `aux/`: which pictures are used, their shuffle, and the list of where each row comes from."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from . import arrays
+from .batches import CHUNK
+from .config import SHUFFLE_SEED_PURPOSE, Run
+from .duplicates import find_copies
+from .errors import GnimeError, UsageError, printable
+from .pictures import decode
+from .sources import Source
+from .store import Paths, write_text
+from .system import permutation, say, warn
+
+MINIMUM = 20  # images; with fewer, a split would be empty
+
+
+def identity_of_images(run: Run) -> dict:
+    """The flags that decide the images. Those that only prepare.py has are in the record where they are given."""
+    identity = {"target": run.target.name, "image_size": run.target.size, "seed": run.seed}
+    return identity | ({"drop_duplicates": run.drop_duplicates} if run.drop_duplicates else {})
+
+
+def enough(run: Run, available: int) -> int:
+    """The number of images that the run uses of those available.
+
+    Raises:
+        UsageError: there are too few for the splits.
+    """
+    n = min(run.limit or available, available)
+    if n < MINIMUM:
+        flag = f"--limit {run.limit}" if run.limit is not None and run.limit < MINIMUM else f"target {run.target.name}"
+        raise UsageError(f"{flag}: {n} images; the splits of defender and attacker need at least {MINIMUM}")
+    return n
+
+
+def make_images(run: Run, paths: Paths, source: Source) -> None:
+    """Writes images, labels and the list of files.
+
+    Raises:
+        GnimeError: a picture cannot be decoded, or a file cannot be written.
+    """
+    usable = _without_copies(run, source, _readable(run, paths, source))
+    available = len(usable)
+    n = enough(run, available)
+    order = usable[permutation(available, run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]]
+    target = run.target
+    record = identity_of_images(run) | {"available": available}
+    with arrays.create(paths.images, (n, target.channels, target.size, target.size), "uint8",
+                       record | {"kind": "images"}) as writer:
+        for images in _read(source, order):
+            writer.write(images)
+    write_text(paths.files, "".join(f"{printable(source.origin(i), 10_000)}\n" for i in order))
+    images = arrays.load(paths.images)
+    # the fingerprint stands here, because networks record the digest of the images' file: it follows from the images alone
+    record |= {"kind": "labels", "classes": source.classes, "images": images.digest, "source": source.fingerprint}
+    with arrays.create(paths.labels, (n,), "int64", record) as writer:
+        writer.write(source.labels[order])
+    say(f"images        {paths.images}: made, {n} of {available}, {len(source.classes)} classes, shuffled with seed {run.seed}")
+
+
+def _read(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(indices), CHUNK):
+        yield source.read(indices[start : start + CHUNK])
+
+
+def _readable(run: Run, paths: Paths, source: Source) -> np.ndarray:
+    """Indices of the images to use. With --skip-bad, images that cannot be decoded are left out and listed in a file."""
+    indices = np.arange(len(source.labels))
+    if not (run.skip_bad and source.files):
+        return indices
+
+    def fault(path) -> str | None:
+        try:
+            decode(path, run.target.channels, run.target.size)
+        except GnimeError as error:
+            return str(error).split("; ")[0]
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        faults = list(pool.map(fault, source.files))
+    lines = [text for text in faults if text]
+    if lines:
+        write_text(paths.skipped, "\n".join(lines) + "\n")
+        warn(f"{len(lines)} damaged pictures left out, listed in {paths.skipped}")
+    return indices[[text is None for text in faults]]
+
+
+def _without_copies(run: Run, source: Source, indices: np.ndarray) -> np.ndarray:
+    """With --drop-duplicates, the first picture of equal ones alone."""
+    if not run.drop_duplicates:
+        return indices
+    copies = find_copies(_read(source, indices))
+    kept = copies.kept(run.drop_duplicates)
+    say(f"images        {len(indices) - len(kept)} of {len(indices)} left out as copies of others")
+    labels = source.labels[indices]
+    differing = int((labels != labels[copies.exact]).sum())
+    if differing:
+        warn(f"{differing} exact copies lie in another class than the picture that they are copies of")
+    return indices[kept]
