@@ -17,6 +17,7 @@ LAYERS = [
     {"models", "explainers", "metrics"}, {"ops"},
     {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
     {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"},
+    {"experiment"}, {"attackers"}, {"evaluate"}, {"references"}, {"verdict"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
