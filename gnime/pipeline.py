@@ -11,19 +11,22 @@ from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
 from .errors import Unfinished
-from .evaluate import SHOWN, Result, evaluate_row, train_attackers, try_defence
+from .evaluate import Result, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
 from .parallel import run_side_by_side
-from .registry import Row, find_row
-from .report import figures
+from .registry import Row, find_row, injector_weights
+from .report import charts, examples, figures, html
 from .report import results as files
+from .report.verdict import judge
 from .resuming import StateFile
 from .store import artifact_lock
 from .system import say, seconds_since, warn
 from .training import MinMaxTask, fit_minmax
 from .verdict import compare, compare_beside
+
+SHOWN = 5  # images in the pictures of the injector's training: they fit a screen
 
 
 def _begin(run: Run, trains: bool = True) -> Experiment:
@@ -46,25 +49,27 @@ def _prepare(experiment: Experiment) -> None:
 
 
 def train(run: Run) -> None:
-    """The noise injector."""
+    """The noise injector of each weight."""
     began = time.monotonic()
-    _train_injector(_begin(run))
+    experiment = _begin(run)
+    for weight in run.weights or (run.target.inversion_weight,):
+        _train_injector(experiment, weight)
     say(f"done in {seconds_since(began)}; next: {run.command('eval')}")
 
 
-def _train_injector(experiment: Experiment) -> None:
+def _train_injector(experiment: Experiment, weight: float) -> None:
     run, paths = experiment.run, experiment.paths
     defender, config = experiment.data.splits.defender, run.train_config("injector")
-    task = experiment.injector_task(_injector_training(experiment))
+    task = experiment.injector_task(weight, _injector_training(experiment, weight))
     if config.batch_size > len(defender):
         say(f"batch         {len(defender)}, the whole defender's half: it is smaller than {config.batch_size}")
     injector = experiment.load_or_train(task)
     if experiment.device.rank == 0 and injector.report:
-        with artifact_lock(paths.injector, folder=True):
-            figures.injector_losses(paths.injector_losses, injector.report["history"], run.target.inversion_weight)
+        with artifact_lock(paths.injector(weight), folder=True):
+            figures.injector_losses(paths.injector_losses(weight), injector.report["history"], weight)
 
 
-def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile], dict]:
+def _injector_training(experiment: Experiment, weight: float) -> Callable[[nn.Module, StateFile], dict]:
     """Trains an injector against a sparring inverter, with a checkpoint and a picture every `PICTURE_EVERY` epochs."""
     run, paths, device = experiment.run, experiment.paths, experiment.device
     defender, classes = experiment.data.splits.defender, len(experiment.data.classes)
@@ -75,7 +80,7 @@ def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile
         inverter = accelerate(build(spec, run.seed, "injector's inverter"))
 
         def checkpoint(epoch: int) -> None:
-            network, picture = paths.injector_at(epoch)
+            network, picture = paths.injector_at(weight, epoch)
             tensors = {name: value.contiguous() for name, value in injector.state_dict().items()}
             identity = {name: value for name, value in file.identity.items() if name != "spec"}
             save_checkpoint(network, tensors, file.identity["spec"], identity | {"epochs": epoch}, {})
@@ -88,7 +93,7 @@ def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile
             figures.injector_progress(picture, *pictures)
 
         task = MinMaxTask(injector, inverter, run.train_config("injector"), [explanations, predictions, images], defender,
-                          run.target.inversion_weight, run.seed, PICTURE_EVERY, checkpoint, bool(run.repeats("scale")))
+                          weight, run.seed, PICTURE_EVERY, checkpoint, bool(run.repeats("scale")))
         return fit_minmax(task, file, device)
 
     return fit
@@ -123,8 +128,8 @@ def train_row(run: Run, name: str, before: tuple[Run, Run] | None = None) -> Non
     """The attackers of one row, left on disk; `before`: the runs of prepare.py and train.py, of which it makes its share."""
     if before:
         _prepare(Experiment(before[0]))
-        if find_row(name).needs_injector:
-            _train_injector(Experiment(before[1]))
+        for weight in injector_weights([name], run.target.inversion_weight):
+            _train_injector(Experiment(before[1]), weight)
     train_attackers(Experiment(run), find_row(name))
 
 
@@ -137,30 +142,32 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
             say(f"{row.name:<13} not finished; left out")
     if not results:
         return None
-    warnings = [*compare(results), *compare_beside(results)]
+    warnings, chosen = [*compare(results), *compare_beside(results)], examples.choose(experiment, results)
     unfinished = [row.name for row in rows if row.name not in results]
     if experiment.run.repeats("validation"):
         warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
     if unfinished:
         warnings.append(f"not finished, left out: {', '.join(unfinished)}")
     with artifact_lock(experiment.paths.results, folder=True):
-        content = files.write(experiment, results, warnings, seconds_since(began))
-        _pictures(experiment, results)
+        content = files.write(experiment, results, warnings, seconds_since(began), chosen)
+        _pictures(experiment, results, content, chosen[1])
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
         files.verdict_table(results), "", *files.beside_table(results), *files.skipped(results),
         *files.bounds(results, experiment.run.published), *files.single_answers(results), "")
     for warning in warnings:
         warn(warning)
-    say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")
+    say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}", "",
+        *judge(content).lines(), f"report: {experiment.paths.report}")
     return content
 
 
-def _pictures(experiment: Experiment, results: dict[str, Result]) -> None:
-    paths, shown = experiment.paths, experiment.attacker_data
-    arrays = shown.images, shown.explanations
-    image, explanation = (gather_rows(array, shown.test[:SHOWN], torch.device("cpu")).cpu().contiguous() for array in arrays)
-    figures.comparison(paths.comparison, image, explanation, results)
-    figures.metric_bars(paths.metrics, results)
-    injector = experiment.trained_injector if any(find_row(name).needs_injector for name in results) else None
-    losses, weight = (injector.report.get("history", []), injector.made_by.get("weight", 0.0)) if injector else ([], 0.0)
-    figures.training_curves(paths.training, losses, {name: result.history for name, result in results.items()}, weight)
+def _pictures(experiment: Experiment, results: dict[str, Result], content: dict, shown: list[examples.Example]) -> None:
+    paths, usual = experiment.paths, experiment.run.target.inversion_weight
+    figures.comparison(paths.comparison, charts.headline(content), shown, charts.row_labels(content))
+    charts.metric_bars(paths.metrics, content)
+    injectors = [experiment.injector_of(weight) for weight in injector_weights(results, usual)]
+    losses = {injector.made_by.get("weight", usual): history for injector in injectors
+              if (history := injector.report.get("history"))}
+    figures.training_curves(paths.training, losses, {name: result.history for name, result in results.items()})
+    charts.frontier(paths.frontier, content, judge(content))
+    html.write(paths, content, shown)

@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..entries import Metric
-from ..registry import METRICS, RESIDUAL, colour, find_row, in_order
+from ..registry import colour, find_row, in_order
 from ..store import digest_of, writing
+from .examples import Example
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  the backend comes first: there may be no screen
@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt  # noqa: E402  the backend comes first: the
 NOTE = "gnime-drawn-from"  # a PNG's text chunk
 
 
-def _save(figure, path: Path, note: str | None = None) -> None:
+def save(figure, path: Path, note: str | None = None) -> None:
     try:
         with writing(path) as part:
             figure.savefig(part, format="png", dpi=120, bbox_inches="tight", metadata={NOTE: note} if note else None)
@@ -44,18 +44,45 @@ def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> No
             if texts:
                 axis.set_xlabel(texts[i], fontsize=7, labelpad=2)
     figure.tight_layout(pad=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
-def comparison(path: Path, image: Tensor, explanation: Tensor, results: dict) -> None:
-    """Per test image: original, explanation, GNIME's protected explanation, each row's best reconstruction with its MSE."""
-    columns = [("original", image, None), ("explanation", explanation, None)]
-    if "gnime" in results:
-        columns.append(("protected\nexplanation", results["gnime"].shown_explanation, None))
-    for name, result in results.items():
-        texts = [f"MSE {value:.4f}" for value in result.errors[: len(image)].tolist()]
-        columns.append((f"{name}\n({result.numbers['best']['attacker']})", result.shown, texts))
-    _grid(columns, path)
+def comparison(path: Path, headline: str, examples: list[Example], labels: dict[str, str]) -> None:
+    """A line per row: of each example the protected map, and the best attacker's reconstruction with its MSE.
+
+    labels: row -> what stands at the left of its line. The first line has the images and their explanations.
+    """
+    side = 1.15
+    figure, axes = plt.subplots(len(labels) + 1, 2 * len(examples), squeeze=False,
+                                figsize=(2 * side * len(examples) + 2.2, (side + 0.22) * (len(labels) + 1) + 0.9))
+    for j, example in enumerate(examples):
+        _draw(axes[0, 2 * j], example.image, f"{example.why}: {_cut(example.name, 18)}", "private image")
+        _draw(axes[0, 2 * j + 1], example.explanation, f"class {_cut(example.label, 18)}", "explanation")
+        for i, name in enumerate(labels, 1):
+            _draw(axes[i, 2 * j], example.maps[name], "", "no map" if example.maps[name] is None else "published")
+            _draw(axes[i, 2 * j + 1], example.found[name], "", f"MSE {example.errors[name]:.4f}")
+    for axis, label in zip(axes[:, 0], ["", *labels.values()], strict=True):
+        axis.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
+    figure.suptitle(headline, fontsize=9, wrap=True)
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 0.985))
+    save(figure, path)
+
+
+def _cut(text: str, most: int) -> str:
+    """Plain text for a picture: "$" starts no formula, and long names lose their beginning."""
+    return ("…" + text[1 - most :] if len(text) > most else text).replace("$", r"\$")
+
+
+def _draw(axis, picture: Tensor | None, title: str, caption: str) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_title(title, fontsize=7)
+    axis.set_xlabel(caption, fontsize=7, labelpad=2)
+    if picture is None:
+        axis.spines[:].set_visible(False)
+        return
+    pixels = picture.permute(1, 2, 0).numpy()
+    axis.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 def injector_progress(path: Path, image: Tensor, explanation: Tensor, protected: Tensor, found: Tensor) -> None:
@@ -64,38 +91,8 @@ def injector_progress(path: Path, image: Tensor, explanation: Tensor, protected:
            ("sparring\ninverter", found, None)], path)
 
 
-def metric_bars(path: Path, results: dict) -> None:
-    """A panel per metric of the paper's attacker, and one of residual leakage by the best attacker; a bar per setting."""
-    panels = {name: metric for name, metric in METRICS.items() if name != "psnr"}  # MSE again, on another scale
-    panels[RESIDUAL] = Metric(RESIDUAL, "residual leakage by the best attacker", "", safer="lower")
-    names, columns = list(results), 3
-    lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(max(9.0, 1.7 * len(names)), 2.8 * lines), squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (name, metric) in zip(axes.flat, panels.items(), strict=False):
-        values = [results[row].numbers.get(name) for row in names]
-        heights = [value or 0 for value in values]
-        bars = axis.bar(names, heights, color=[colour(find_row(row)) for row in names])
-        spans = [results[row].numbers.get(f"{name}_interval") for row in names]
-        if any(spans):
-            spans = [span or (height, height) for span, height in zip(spans, heights, strict=True)]
-            errors = np.array([[v - low, high - v] for v, (low, high) in zip(heights, spans, strict=True)]).T.clip(0)
-            axis.errorbar(names, heights, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
-            bars = axis.bar(names, [high for _, high in spans], alpha=0)  # labels stand above the intervals
-        axis.bar_label(bars, ["-" if value is None else f"{value:.3g}" for value in values], fontsize=7, padding=2)
-        title = metric.title + (", 95 % interval" if any(spans) else "")
-        axis.set_title(title + (f" ({metric.safer}: safer)" if metric.safer else ""), fontsize=9)
-        axis.tick_params(labelsize=8)
-        if len(names) > 4:
-            axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
-        axis.margins(y=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    _save(figure, path)
-
-
 def _plot_losses(axis, history: list, weight: float) -> None:
+    """The losses of both players, epoch by epoch."""
     epochs = np.arange(1, len(history) + 1)
     for values, label in zip(np.asarray(history).T, ("distortion D", "inversion V", "inverter V + C"), strict=True):
         axis.plot(epochs, values, label=label, marker="." if len(epochs) < 3 else None)
@@ -111,27 +108,32 @@ def injector_losses(path: Path, history: list, weight: float) -> None:
     figure, axis = plt.subplots(figsize=(5.5, 3.6))
     _plot_losses(axis, history, weight)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
-def training_curves(path: Path, losses: list, histories: dict[str, list], weight: float) -> None:
-    """The injector's losses beside each attacker's validation error."""
-    figure, axes = plt.subplots(1, 2 if losses else 1, figsize=(10 if losses else 5.5, 3.8), squeeze=False)
-    if losses:
-        _plot_losses(axes[0, 0], losses, weight)
-    axis = axes[0, -1]
-    for name, history in histories.items():
+def training_curves(path: Path, losses: dict[float, list], histories: dict[str, list]) -> None:
+    """The losses of the injector of each weight, and after them each attacker's validation error."""
+    count = len(losses) + 1
+    columns = min(count, 2)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(5.2 * columns + 1, 3.6 * lines), squeeze=False)
+    for axis, (weight, history) in zip(axes.flat, losses.items(), strict=False):
+        _plot_losses(axis, history, weight)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    axis = axes.flat[count - 1]
+    for i, (name, history) in enumerate(histories.items()):
         if history:
             values = np.asarray(history)[:, 1]
             axis.plot(np.arange(1, len(values) + 1), values, label=name, color=colour(find_row(name)),
-                      marker="." if len(values) < 3 else None)
+                      linestyle=("-", "--", ":", "-.")[i % 4], marker="." if len(values) < 3 else None)
     axis.set_yscale("log")
     axis.set_title("the paper's attackers: validation MSE", fontsize=9)
     axis.set_xlabel("epoch", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 def seed_bars(path: Path, ours: dict, paper: dict) -> None:
@@ -158,7 +160,7 @@ def seed_bars(path: Path, ours: dict, paper: dict) -> None:
                   ncols=len(labels) if most > 2 else 4, frameon=False, title="mean and standard deviation over seeds",
                   title_fontsize=9)
     figure.tight_layout()
-    _save(figure, path, digest_of((ours, paper)))
+    save(figure, path, digest_of((ours, paper)))
 
 
 def _rows(panels: dict) -> list[list[str]]:
