@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -11,7 +11,8 @@ from pathlib import Path
 from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, target
 from .errors import GnimeError, fixable
-from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
+from .ownfiles import check_spec, is_own, own_name
+from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, ROWS, find_row, register
 from .threads import configure_threads
 
 ABOUT = {
@@ -76,12 +77,48 @@ def target_name(text: str) -> str:
     return text
 
 
+def own_file(text: str) -> str:
+    """A type for flags: FILE.py:NAME, an object in a file of the user's own."""
+    if not is_own(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILE.py:NAME")
+    try:
+        check_spec(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def name_or_file(names: Iterable[str]) -> Callable[[str], str]:
+    """A type for flags: one of the registry's names, or FILE.py:NAME."""
+    names = list(names)
+
+    def known(text: str) -> str:
+        if text in names:
+            return text
+        if not is_own(text):
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}, and not FILE.py:NAME")
+        return own_file(text)
+
+    return known
+
+
 def row_name(text: str) -> str:
     """A type for flags: the name of a row that the registry knows."""
     try:
         return find_row(text).name
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _row(text: str) -> str:
+    return own_file(text) if is_own(text) else row_name(text)
+
+
+def _side(text: str) -> int:
+    value, (least, most) = at_least(1)(text), IMAGE_SIZES
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{value} is not from {least} to {most}")
+    return value
 
 
 def _width(text: str) -> int:
@@ -98,16 +135,23 @@ def parser(script: str) -> argparse.ArgumentParser:
     data = flags.add_argument_group("data and explainer")
     data.add_argument("--target", type=target_name, default="digits", metavar="NAME",
                       help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets")
-    data.add_argument("--xai", choices=EXPLAINERS, default="lrp", help="explainer")
+    data.add_argument("--victim", type=own_file, metavar="FILE.py:NAME",
+                      help="your own function that returns the model, in place of the paper's classifier; it is not trained")
+    data.add_argument("--xai", type=name_or_file(EXPLAINERS), default="lrp", metavar="XAI",
+                      help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME of your own")
+    data.add_argument("--scale", choices=("absolute", "signed"), default="absolute",
+                      help="of your own explainer's maps: their absolute value is shown, as in the paper, or the sign is kept")
     data.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
-    data.add_argument("--image-size", type=int, choices=IMAGE_SIZES, metavar="S",
-                      help=f"side of a folder target's images: {', '.join(map(str, IMAGE_SIZES))} (default: 128)")
+    data.add_argument("--image-size", type=_side, metavar="S",
+                      help="side of the images, from {} to {}, of a folder target or with --victim (default: 128)".format(
+                          *IMAGE_SIZES))
     data.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, first weights, order of batches and noise")
     add_published(data)
     if script == "eval":
-        data.add_argument("--settings", nargs="+", type=row_name, default=list(DEFAULT_ROWS), metavar="SETTING",
-                          help=f"rows of the table, of {KNOWN} (default: {' '.join(DEFAULT_ROWS)})")
-        add_attackers(data)
+        data.add_argument("--settings", nargs="+", type=_row, default=list(DEFAULT_ROWS), metavar="SETTING",
+                          help=f"rows of the table, of {KNOWN}, or FILE.py:NAME of your own defence "
+                               f"(default: {' '.join(DEFAULT_ROWS)})")
+        add_attackers(data, own=True)
         data.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="rows whose attackers are trained at once")
     if script == "prepare":
         data.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
@@ -144,18 +188,21 @@ def add_official(flags: argparse._ActionsContainer) -> None:
                             + "; ".join(f"{name} ({what})" for name, what in OFFICIAL.items()))
 
 
-def add_attackers(flags: argparse._ActionsContainer) -> None:
-    """Adds `--attackers`, which takes names in `ATTACKERS`."""
-    flags.add_argument("--attackers", nargs="+", choices=[*ATTACKERS, "all"], action=_Attackers, default=DEFAULT_ATTACKERS,
-                       metavar="ATTACKER", help=f"that attack every row, of {', '.join(ATTACKERS)}, or all (default: "
-                                                f"{' '.join(DEFAULT_ATTACKERS)})")
+def add_attackers(flags: argparse._ActionsContainer, own: bool = False) -> None:
+    """Adds `--attackers`, which takes names in `ATTACKERS`, with `own` also FILE.py:NAME."""
+    names = [*ATTACKERS, "all"]
+    kinds = {"type": name_or_file(names)} if own else {"choices": names}
+    flags.add_argument("--attackers", nargs="+", action=_Attackers, default=DEFAULT_ATTACKERS, metavar="ATTACKER", **kinds,
+                       help=f"that attack every row, of {', '.join(ATTACKERS)}, or all{', or FILE.py:NAME of your own' * own} "
+                            f"(default: {' '.join(DEFAULT_ATTACKERS)})")
 
 
 class _Attackers(argparse.Action):
-    """Each name once, in the order of `ATTACKERS`. "all" means all of them."""
+    """Each name once, in the order of `ATTACKERS`, then those of one's own. "all" means all of `ATTACKERS`."""
 
     def __call__(self, parser, namespace, values, option=None) -> None:
-        setattr(namespace, self.dest, tuple(name for name in ATTACKERS if name in values or "all" in values))
+        named = [name for name in ATTACKERS if name in values or "all" in values]
+        setattr(namespace, self.dest, (*named, *dict.fromkeys(filter(is_own, values))))
 
 
 class _Official(argparse.Action):
@@ -167,10 +214,12 @@ class _Official(argparse.Action):
 
 def resolve(script: str, arguments: list[str] | None = None) -> Run:
     """The run of a command line (`sys.argv` if `arguments` is None). An error of usage ends the process with code 2."""
+    register(())  # what an earlier run in this process registered
     flags = parser(script)
     given = flags.parse_args(arguments)
-    if given.image_size and given.target in TARGETS:
-        flags.error(f"argument --image-size: the size of {given.target} is fixed; the flag is for folder targets")
+    if given.image_size and given.target in TARGETS and not given.victim:
+        flags.error(f"argument --image-size: the size of {given.target} is fixed; the flag is for folder targets, and for a "
+                    "--victim of your own")
     for flag, path in (("--root", given.root), ("--datasets", given.datasets)):
         if "\0" in str(path):
             flags.error(f"argument {flag}: a path cannot contain a null character")
@@ -179,13 +228,30 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
         record = replace(record, width=given.width)
     if getattr(given, "weight", None) is not None:
         record = replace(record, inversion_weight=given.weight)
-    if record.width < record.size:
+    if record.width < 1 << (record.size - 1).bit_length():  # at the next power of two a network has a channel or more
         flags.error(f"argument --width: {record.width}: images of side {record.size} need at least {record.size}")
-    rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
-    return Run(script, record, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
-               given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
-               rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False), getattr(given, "jobs", 1),
-               given.published)
+    rows, asked = ([*dict.fromkeys(getattr(given, flag, ()))] for flag in ("settings", "attackers"))
+    files = _files(flags, {"xai": [given.xai], "settings": rows, "attackers": asked})
+    if given.scale != "absolute" and not is_own(given.xai):
+        flags.error(f"argument --scale: the maps of {given.xai} have no sign; the flag is for an explainer of your own")
+    rows, attackers = tuple(map(own_name, rows)), tuple(map(own_name, asked))
+    return Run(script, record, own_name(given.xai), given.root, given.datasets or given.root / "datasets", given.seed,
+               given.limit, given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
+               rows, attackers, getattr(given, "skip_bad", False), getattr(given, "jobs", 1), given.published,
+               given.victim or "", given.scale, files)
+
+
+def _files(flags: Parser, asked: dict[str, list[str]]) -> tuple[tuple[str, str], ...]:
+    """The objects of the user's own among the names that flags were given. Each needs a name that is not taken."""
+    files = []
+    for flag, names in asked.items():
+        taken = {*EXPLAINERS, *ROWS, *ATTACKERS, "all"}
+        for spec in filter(is_own, names):
+            if own_name(spec) in taken:
+                flags.error(f"argument --{flag}: {spec}: the name {own_name(spec)} is taken; give the object another one")
+            taken.add(own_name(spec))
+            files.append((flag, spec))
+    return tuple(files)
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:

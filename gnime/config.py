@@ -8,6 +8,7 @@ import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from .ownfiles import own_name
 from .registry import DEFAULT_ATTACKERS
 
 SHUFFLE_SEED_PURPOSE = "shuffle"
@@ -102,7 +103,7 @@ PUBLISHED = {
     "nothing": "in all, because nothing of the prediction is published",
 }
 
-IMAGE_SIZES = (16, 32, 64, 128, 256)  # powers of two, because the networks halve and double the side
+IMAGE_SIZES = (16, 512)  # smallest and largest side; `models.inversion.bring` says how a side meets the networks
 
 
 def target(name: str, image_size: int | None = None) -> Target:
@@ -149,6 +150,9 @@ class Run:
     skip_bad: bool = False
     jobs: int = 1  # attackers that are trained at once
     published: str = "logits"  # a name in PUBLISHED: the form in which all but the victim see a prediction
+    victim: str = ""  # FILE.py:NAME of a model of the user's own; empty: the paper's classifier, which prepare.py trains
+    scale: str = "absolute"  # "absolute" or "signed", of the maps of an explainer of the user's own
+    files: tuple[tuple[str, str], ...] = ()  # other objects of the user's own; see registry.register
 
     @property
     def published_part(self) -> str:
@@ -159,6 +163,10 @@ class Run:
     def published_identity(self) -> dict:
         """The part of an artifact's identity that does."""
         return {"published": self.published} if self.published_part else {}
+
+    def given(self, kind: str, name: str) -> str:
+        """The name of an explainer, a setting or an attacker as the command line has it, that is FILE.py:NAME of one's own."""
+        return next((spec for flag, spec in self.files if flag == kind and own_name(spec) == name), name)
 
     def repeats(self, *choices: str) -> list[str]:
         """Those of these choices of the authors that this run repeats. An artifact records the choices that act on it."""
@@ -180,7 +188,9 @@ class Run:
 
     def command(self, script: str) -> str:
         """The command line of a script for the same data. For this run's own script it has all the flags that were given."""
-        flags = {"--target": self.target.name, "--xai": self.xai, "--limit": self.limit, "--seed": self.seed or None,
+        flags = {"--target": self.target.name, "--victim": self.victim or None, "--xai": self.given("xai", self.xai),
+                 "--scale": None if self.scale == "absolute" else self.scale, "--limit": self.limit,
+                 "--seed": self.seed or None,
                  "--width": self.target.width if self.target.width != target(self.target.name).width else None,
                  "--image-size": self.target.size if self.target.size != target(self.target.name).size else None,
                  "--root": None if self.root == Path() else self.root,
@@ -196,9 +206,9 @@ class Run:
         words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
         words += [switch for switch, on in switches.items() if on] + self.official_flag()
         if script == self.script and self.rows:
-            words += ["--settings", *self.rows]
+            words += ["--settings", *(shlex.quote(self.given("settings", name)) for name in self.rows)]
         if script == self.script and self.attackers not in ((), DEFAULT_ATTACKERS):
-            words += ["--attackers", *self.attackers]
+            words += ["--attackers", *(shlex.quote(self.given("attackers", name)) for name in self.attackers)]
         return " ".join(["python", f"{script}.py", *words])
 
     def official_flag(self) -> list[str]:
@@ -210,8 +220,10 @@ class Run:
         network = {"prepare": "classifier", "train": "injector", "eval": "expmi"}[self.script]
         config, shape = self.train_config(network), (self.target.channels, self.target.size, self.target.size)
         mode = " ".join(self.official_flag()).removeprefix("--") or "default"
+        own = [f"victim {self.victim}"] if self.victim else []
         return ", ".join([
-            f"target {self.target.name} {shape}", f"xai {self.xai}", f"seed {self.seed}", f"limit {self.limit or 'none'}",
+            f"target {self.target.name} {shape}", *own, f"xai {self.given('xai', self.xai)}",
+            f"seed {self.seed}", f"limit {self.limit or 'none'}",
             f"width {self.target.width}", f"weight {self.target.inversion_weight:g}", f"epochs {config.epochs}",
             f"batch {config.batch_size}", f"lr {config.lr:g}", f"patience {config.patience}",
             f"mode {mode}", *([f"published {self.published}"] if self.published_part else []), f"root {self.root}",
@@ -224,6 +236,9 @@ class Run:
         del plain["jobs"]  # changes no result
         if not self.published_part:
             del plain["published"]  # files of the paper's form say nothing of it
+        for name in ("victim", "scale", "files"):  # only where the run has objects of the user's own
+            if plain[name] == getattr(Run, name):
+                del plain[name]
         plain["target"] = self.target.name
         plain["root"], plain["datasets"] = str(self.root), str(self.datasets)
         plain |= {"image": [self.target.channels, self.target.size, self.target.size],

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,10 +14,11 @@ from .config import PICTURE_EVERY, Run
 from .errors import Unfinished
 from .evaluate import SHOWN, Result, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
-from .networks import build, inverter_spec
+from .explanations import predict, trial_images, try_explainer
+from .networks import build, classifier_spec, inverter_spec
 from .ops import accelerate
 from .parallel import run_side_by_side
-from .registry import Row, find_row
+from .registry import EXPLAINERS, Row, find_row, register
 from .report import figures
 from .report import results as files
 from .resuming import StateFile
@@ -24,9 +26,11 @@ from .store import artifact_lock
 from .system import say, seconds_since, warn
 from .training import MinMaxTask, fit_minmax
 from .verdict import compare, compare_beside
+from .victims import tell_accuracy
 
 
 def _begin(run: Run, trains: bool = True) -> Experiment:
+    register(run.files)
     experiment = Experiment(run, trains)
     say(f"{run.script}.py: {run.summary()}", f"device        {experiment.device.describe()}")
     if run.official == ("gradcam",) and run.xai != "gradcam":
@@ -42,7 +46,15 @@ def prepare(run: Run) -> None:
 
 
 def _prepare(experiment: Experiment) -> None:
+    run, device = experiment.run, experiment.device
+    if EXPLAINERS[run.xai].own and not run.victim:  # before anything is trained or written; `load_victim` does it with its own
+        untrained = build(classifier_spec(run.target, classes=10), run.seed).to(device.torch).eval().requires_grad_(False)
+        try_explainer(run, untrained, trial_images(run, device))
     experiment.victim, experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
+    if run.victim and device.rank == 0:
+        data = experiment.data
+        logits = predict(experiment.victim.network, data, device, replace(run, published="logits"))
+        tell_accuracy(run.victim, torch.from_numpy(logits), torch.from_numpy(data.labels), data.classes)
 
 
 def train(run: Run) -> None:
@@ -121,6 +133,7 @@ def evaluate(run: Run, trains: bool = True) -> dict | None:
 
 def train_row(run: Run, name: str, before: tuple[Run, Run] | None = None) -> None:
     """The attackers of one row, left on disk; `before`: the runs of prepare.py and train.py, of which it makes its share."""
+    register(run.files)
     if before:
         _prepare(Experiment(before[0]))
         if find_row(name).needs_injector:

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from .entries import Attacker, Defence, Entry, Explainer, Metric, Number
+from .entries import Attacker, Defence, Entry, Explainer, Metric, Number, load
+from .errors import GnimeError
+from .ownfiles import digest, own_name
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ EXPLAINERS = _by_name(
     Explainer("lrp", "LRP (z+)", "gnime.explainers.lrp:lrp"),
 )
 PAPER_EXPLAINERS = ("grad", "gradcam", "lrp")  # of the paper's table
+
 
 def _no_bits() -> float:
     """Of a map that follows from what is published of the prediction."""
@@ -236,3 +239,40 @@ def title(row: Row) -> str:
 
 def colour(row: Row) -> str:
     return row.colour or DEFENCES[row.defence].colour
+
+
+OWN_KINDS = {"xai": EXPLAINERS, "settings": DEFENCES, "attackers": ATTACKERS}  # by flag
+OWN_NEEDS = ("injector", "variance", "frozen_inverter", "class_means")
+OWN_COLOURS = ("#006d77", "#b5179e", "#7f4f24", "#3a0ca3", "#588157", "#ef476f")
+
+
+def register(files: Iterable[tuple[str, str]]) -> None:
+    """Enters objects in the user's own files, pairs of a flag of `OWN_KINDS` and FILE.py:NAME, under NAME. Runs the files.
+
+    Those of an earlier call leave, so the registry follows from `files` alone. A process that others are started from does
+    not pass its registry on: each calls this for its run. An object may have attributes with the meaning that they have in
+    `entries`: a defence `needs`, `draws` and `quantises`, an attacker `without_maps`.
+
+    Raises:
+        GnimeError: a file cannot be run, or has no such object.
+    """
+    for table in OWN_KINDS.values():
+        for name in [name for name, entry in table.items() if entry.own]:
+            del table[name]
+    for name in [name for name, row in ROWS.items() if row.defence and row.defence not in DEFENCES]:
+        del ROWS[name]
+    for kind, spec in files:
+        name, found = own_name(spec), load(spec)
+        about = {"name": name, "title": f"{name} (own)", "function": spec, "version": digest(spec)}
+        if kind == "xai":
+            EXPLAINERS[name] = Explainer(**about)
+        elif kind == "attackers":
+            ATTACKERS[name] = Attacker(**about, without_maps=bool(getattr(found, "without_maps", False)))
+        else:
+            colour = OWN_COLOURS[sum(entry.own for entry in DEFENCES.values()) % len(OWN_COLOURS)]
+            needs = tuple(getattr(found, "needs", ()))
+            if unknown := [need for need in needs if need not in OWN_NEEDS]:
+                raise GnimeError(f"{spec}: needs {', '.join(map(str, unknown))}; a defence may need {', '.join(OWN_NEEDS)}")
+            kind_of = {key: bool(getattr(found, key, False)) for key in ("draws", "quantises")}
+            DEFENCES[name] = Defence(**about, needs=needs, colour=colour, **kind_of)
+            ROWS[name] = Row(name, name)

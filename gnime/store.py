@@ -14,6 +14,7 @@ import torch
 from .config import Run
 from .device import Device
 from .errors import GnimeError
+from .ownfiles import own_name
 from .system import say
 
 
@@ -21,9 +22,11 @@ class Paths:
     """The path of each artifact under the run's root. No other code builds such a path."""
 
     def __init__(self, run: Run):
-        target, both = run.target.name, f"{run.target.name}_{run.xai}"
+        target = run.target.name
+        answered = f"{target}_{own_name(run.victim)}" if run.victim else target  # what depends on the victim
+        both = f"{answered}_{run.xai}"
         self.root, self.aux, self._models = run.root, run.root / "aux", run.root / "models"
-        self._target, self._xai, self._published = target, run.xai, run.published_part
+        self._target, self._xai, self._published = answered, run.xai, run.published_part
         self.victim = self._models / "victim" / f"{target}.pt"
         self.evaluation = self._models / "eval" / f"{target}.pt"
         self.injector_folder = self._models / "def" / (both + run.published_part)

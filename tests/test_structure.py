@@ -12,14 +12,16 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries"}, {"system"},
+    {"errors", "ownfiles", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries"}, {"system"},
     {"device", "parallel"}, {"store"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
-    {"batches", "sources", "graphs"}, {"data", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"},
-    {"experiment"}, {"attackers"}, {"evaluate"}, {"verdict"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
+    {"batches", "sources", "graphs"}, {"data", "resuming"}, {"training"}, {"networks"},
+    {"explanations", "defences", "victims"}, {"experiment"}, {"attackers"}, {"evaluate"}, {"verdict"}, {"report"},
+    {"pipeline"}, {"cli"}, {"reproduce"},
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
-LIGHT = {"cli", "config", "entries", "errors", "registry", "threads", "__init__"}  # the command line answers at once
+# the command line answers at once
+LIGHT = {"cli", "config", "entries", "errors", "ownfiles", "registry", "threads", "__init__"}
 
 
 def dotted(path):
