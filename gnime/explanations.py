@@ -188,7 +188,7 @@ def _tell_sides(image: int, explanation: int) -> None:
     for what, side in (("images", image), ("maps", explanation)):
         if working_side(side) != side:
             within = working_side(side)
-            say(f"{what:<13} {side} x {side}: networks work at {within} x {within}, and bring in and out what they are given")
+            say(f"{what:<13} {side} x {side}: networks work at {within} x {within}; what enters and leaves them is resized")
 
 
 def _check_foreign(maps: arrays.Array) -> None:

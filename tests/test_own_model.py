@@ -353,7 +353,7 @@ def coarse(model, images):
     monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
     monkeypatch.setattr(pipeline.figures, "injector_losses", lambda *_: None)
     for script in ("prepare", "train", "eval"):
-        code, out, err = run(capsys, script, *flags)
+        code, out, err = run(capsys, script, *flags, *(["--attackers", "kernel", "unet"] if script == "eval" else []))
         assert code == 0, err
         assert "images        20 x 20: networks work at 32 x 32" in out and "maps          5 x 5: networks work at 8 x 8" in out
     assert hickle.load("r/aux/digits_imgs.hkl").shape == (40, 1, 20, 20)
@@ -361,5 +361,6 @@ def coarse(model, images):
     assert maps.shape == (40, 1, 5, 5) and maps.min() == 0 and maps.max() == 1
     injector = rebuild("r/models/def/digits_model_coarse/injector.pt")
     assert injector(torch.from_numpy(maps[:2]), torch.rand(2, 10)).shape == (2, 1, 5, 5)
-    inverter = rebuild("r/models/inv/digits_model_expmi_coarse.pt")
-    assert inverter(torch.from_numpy(maps[:2]), torch.rand(2, 10)).shape == (2, 1, 20, 20)
+    for name in ("predmi", "expmi_coarse", "gnime_coarse_unet"):
+        inverter = rebuild(f"r/models/inv/digits_model_{name}.pt")
+        assert inverter(torch.from_numpy(maps[:2]), torch.rand(2, 10)).shape == (2, 1, 20, 20)
