@@ -1,9 +1,7 @@
 """The command line of the three scripts. Imports nothing heavy, so that `--help` and errors of usage are fast."""
 
 import argparse
-import re
 import sys
-import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from operator import attrgetter
@@ -12,7 +10,10 @@ from pathlib import Path
 from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, target
 from .errors import GnimeError, fixable
-from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row, injector_row
+from .flagtypes import at_least, name_or_file, own_file, rate, row_or_file, side, target_name, weight, width
+from .ownentries import register
+from .ownfiles import is_own, own_name
+from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, ROWS, injector_row
 from .streams import open_standard_streams, tell
 from .threads import configure_threads
 
@@ -21,7 +22,6 @@ ABOUT = {
     "train": "Train the noise injector against a sparring inverter. Writes to models/def/.",
     "eval": "Train an attacker for each setting, and compare the images that they recover. Writes to models/inv/ and figures/.",
 }
-JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts
 EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", "eval": "of the inverters, at most"}
 CONFIGS = {"prepare": "classifier.", "train": "injector.", "eval": "inverter."}
 
@@ -47,71 +47,6 @@ def _default(number: str) -> str:
     return f"(default: {usual:g}" + (f"; faces and folders {faces:g}" if faces != usual else "") + f"; digits {digits:g})"
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A type for flags: whole numbers of at least `least`, below 2^31."""
-
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if not least <= value < 2**31:
-            raise argparse.ArgumentTypeError(f"{value} is not {'at least ' + str(least) if value < least else 'below 2^31'}")
-        return value
-
-    return number
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
-    return value
-
-
-def _rate(text: str) -> float:
-    if not 0 < (value := _positive(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0, up to 1")
-    return value
-
-
-def _weight(text: str) -> float:
-    value = _positive(text)
-    try:
-        same = find_row(injector_row(value)).parameters["weight"] == value
-    except ValueError:
-        same = False
-    if not same:
-        raise argparse.ArgumentTypeError(f"{text} has too many digits: the injector's name carries six at most")
-    return value
-
-
-def target_name(text: str) -> str:
-    """A type for flags: a name that can be a folder in --datasets and a part of a file's name."""
-    letters = "".join(c for c in text if not unicodedata.category(c).startswith("M") and c not in JOINERS)
-    if not re.fullmatch(r"\w[\w .+-]*", letters) or text.endswith((" ", ".", ".state")) or len(text.encode()) > 200:
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder in --datasets")
-    return text
-
-
-def row_name(text: str) -> str:
-    """A type for flags: the name of a row that the registry knows."""
-    try:
-        return find_row(text).name
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _width(text: str) -> int:
-    value = at_least(64)(text)
-    if value % 64 or value > 65536:
-        raise argparse.ArgumentTypeError(f"{value} is not a multiple of 64 up to 65536")
-    return value
-
-
 def parser(script: str) -> argparse.ArgumentParser:
     """The command-line flags of a script: "prepare", "train" or "eval"."""
     flags = Parser(f"{script}.py", description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
@@ -119,16 +54,23 @@ def parser(script: str) -> argparse.ArgumentParser:
     data = flags.add_argument_group("data and explainer")
     data.add_argument("--target", type=target_name, default="digits", metavar="NAME",
                       help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets")
-    data.add_argument("--xai", choices=EXPLAINERS, default="lrp", help="explainer")
+    data.add_argument("--victim", type=own_file, metavar="FILE.py:NAME",
+                      help="your own function that returns the model, in place of the paper's classifier; it is not trained")
+    data.add_argument("--xai", type=name_or_file(EXPLAINERS), default="lrp", metavar="XAI",
+                      help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME of your own")
+    data.add_argument("--scale", choices=("absolute", "signed"), default="absolute",
+                      help="of your own explainer's maps: their absolute value is shown, as in the paper, or the sign is kept")
     data.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
-    data.add_argument("--image-size", type=int, choices=IMAGE_SIZES, metavar="S",
-                      help=f"side of a folder target's images: {', '.join(map(str, IMAGE_SIZES))} (default: 128)")
+    data.add_argument("--image-size", type=side, metavar="S",
+                      help="side of the images, from {} to {}, of a folder target or with --victim (default: 128)".format(
+                          *IMAGE_SIZES))
     data.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, first weights, order of batches and noise")
     add_published(data)
     if script == "eval":
-        data.add_argument("--settings", nargs="+", type=row_name, default=list(DEFAULT_ROWS), metavar="SETTING",
-                          help=f"rows of the table, of {KNOWN} (default: {' '.join(DEFAULT_ROWS)})")
-        add_attackers(data)
+        data.add_argument("--settings", nargs="+", type=row_or_file, default=list(DEFAULT_ROWS), metavar="SETTING",
+                          help=f"rows of the table, of {KNOWN}, or FILE.py:NAME of your own defence "
+                               f"(default: {' '.join(DEFAULT_ROWS)})")
+        add_attackers(data, own=True)
         data.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="rows whose attackers are trained at once")
     if script == "prepare":
         data.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
@@ -139,10 +81,10 @@ def parser(script: str) -> argparse.ArgumentParser:
                           help=f"{EPOCHS[script]} {_default(CONFIGS[script] + 'epochs')}")
     training.add_argument("--batch-size", type=at_least(1), metavar="N",
                           help=f"images per step {_default(CONFIGS[script] + 'batch_size')}")
-    training.add_argument("--lr", type=_rate, metavar="R", help=f"Adam's learning rate {_default(CONFIGS[script] + 'lr')}")
-    training.add_argument("--width", type=_width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
+    training.add_argument("--lr", type=rate, metavar="R", help=f"Adam's learning rate {_default(CONFIGS[script] + 'lr')}")
+    training.add_argument("--width", type=width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
     if script == "train":
-        training.add_argument("--weight", nargs="+", type=_weight, default=(), metavar="A",
+        training.add_argument("--weight", nargs="+", type=weight, default=(), metavar="A",
                               help="of the inversion loss in the injector's loss; one injector for each, which eval.py calls "
                                    f"{injector_row(0)[:-1]}A {_default('inversion_weight')}")
     add_official(training)
@@ -169,18 +111,21 @@ def add_official(flags: argparse._ActionsContainer) -> None:
                             + "; ".join(f"{name} ({what})" for name, what in OFFICIAL.items()))
 
 
-def add_attackers(flags: argparse._ActionsContainer) -> None:
-    """Adds `--attackers`, which takes names in `ATTACKERS`."""
-    flags.add_argument("--attackers", nargs="+", choices=[*ATTACKERS, "all"], action=_Attackers, default=DEFAULT_ATTACKERS,
-                       metavar="ATTACKER", help=f"that attack every row, of {', '.join(ATTACKERS)}, or all (default: "
-                                                f"{' '.join(DEFAULT_ATTACKERS)})")
+def add_attackers(flags: argparse._ActionsContainer, own: bool = False) -> None:
+    """Adds `--attackers`, which takes names in `ATTACKERS`, with `own` also FILE.py:NAME."""
+    names = [*ATTACKERS, "all"]
+    kinds = {"type": name_or_file(names)} if own else {"choices": names}
+    flags.add_argument("--attackers", nargs="+", action=_Attackers, default=DEFAULT_ATTACKERS, metavar="ATTACKER", **kinds,
+                       help=f"that attack every row, of {', '.join(ATTACKERS)}, or all{', or FILE.py:NAME of your own' * own} "
+                            f"(default: {' '.join(DEFAULT_ATTACKERS)})")
 
 
 class _Attackers(argparse.Action):
-    """Each name once, in the order of `ATTACKERS`. "all" means all of them."""
+    """Each name once, in the order of `ATTACKERS`, then those of one's own. "all" means all of `ATTACKERS`."""
 
     def __call__(self, parser, namespace, values, option=None) -> None:
-        setattr(namespace, self.dest, tuple(name for name in ATTACKERS if name in values or "all" in values))
+        named = [name for name in ATTACKERS if name in values or "all" in values]
+        setattr(namespace, self.dest, (*named, *dict.fromkeys(filter(is_own, values))))
 
 
 class _Official(argparse.Action):
@@ -192,24 +137,43 @@ class _Official(argparse.Action):
 
 def resolve(script: str, arguments: list[str] | None = None) -> Run:
     """The run of a command line (`sys.argv` if `arguments` is None). An error of usage ends the process with code 2."""
+    register(())  # what an earlier run in this process registered
     flags = parser(script)
     given = flags.parse_args(arguments)
-    if given.image_size and given.target in TARGETS:
-        flags.error(f"argument --image-size: the size of {given.target} is fixed; the flag is for folder targets")
+    if given.image_size and given.target in TARGETS and not given.victim:
+        flags.error(f"argument --image-size: the size of {given.target} is fixed; the flag is for folder targets, and for a "
+                    "--victim of your own")
     for flag, path in (("--root", given.root), ("--datasets", given.datasets)):
         if "\0" in str(path):
             flags.error(f"argument {flag}: a path cannot contain a null character")
     record = target(given.target, given.image_size)
     if given.width:
         record = replace(record, width=given.width)
-    if record.width < record.size:
+    if record.width < 1 << (record.size - 1).bit_length():  # at the next power of two a network has a channel or more
         flags.error(f"argument --width: {record.width}: images of side {record.size} need at least {record.size}")
-    rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
-    return Run(script, record, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
-               given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
-               rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False),
-               getattr(given, "drop_duplicates", None), getattr(given, "jobs", 1), given.published, given.lr,
-               tuple(dict.fromkeys(getattr(given, "weight", ()))))
+    rows, asked = ([*dict.fromkeys(getattr(given, flag, ()))] for flag in ("settings", "attackers"))
+    files = _files(flags, {"xai": [given.xai], "settings": rows, "attackers": asked})
+    if given.scale != "absolute" and not is_own(given.xai):
+        flags.error(f"argument --scale: the maps of {given.xai} have no sign; the flag is for an explainer of your own")
+    rows, attackers = tuple(map(own_name, rows)), tuple(map(own_name, asked))
+    return Run(script, record, own_name(given.xai), given.root, given.datasets or given.root / "datasets", given.seed,
+               given.limit, given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
+               rows, attackers, getattr(given, "skip_bad", False), getattr(given, "drop_duplicates", None),
+               getattr(given, "jobs", 1), given.published, given.lr, tuple(dict.fromkeys(getattr(given, "weight", ()))),
+               given.victim or "", given.scale, files)
+
+
+def _files(flags: Parser, asked: dict[str, list[str]]) -> tuple[tuple[str, str], ...]:
+    """The objects of the user's own among the names that flags were given. Each needs a name that is not taken."""
+    files = []
+    for flag, names in asked.items():
+        taken = {*EXPLAINERS, *ROWS, *ATTACKERS, "all"}
+        for spec in filter(is_own, names):
+            if own_name(spec) in taken:
+                flags.error(f"argument --{flag}: {spec}: the name {own_name(spec)} is taken; give the object another one")
+            taken.add(own_name(spec))
+            files.append((flag, spec))
+    return tuple(files)
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from .ownfiles import own_name
 from .registry import DEFAULT_ATTACKERS, injector_row, injector_weights
 
 SHUFFLE_SEED_PURPOSE = "shuffle"
@@ -105,7 +106,7 @@ PUBLISHED = {
 # Channels that an inverter needs at the side of the images; it has width / side. On 1,000 digits, 1, 2, 4 and 8 of them gave an
 # MSE of .012, .005, .005 and .002 after 80 epochs [G]
 CHANNELS = 8
-IMAGE_SIZES = (16, 32, 64, 128, 256)  # powers of two, because the networks halve and double the side
+IMAGE_SIZES = (16, 512)  # smallest and largest side; `models.inversion.bring` says how a side meets the networks
 
 
 def target(name: str, image_size: int | None = None) -> Target:
@@ -155,6 +156,9 @@ class Run:
     published: str = "logits"  # a name in PUBLISHED: the form in which all but the victim see a prediction
     lr: float | None = None
     weights: tuple[float, ...] = ()  # of the inversion loss, of train.py: one injector each; empty: the target's alone
+    victim: str = ""  # FILE.py:NAME of a model of the user's own; empty: the paper's classifier, which prepare.py trains
+    scale: str = "absolute"  # "absolute" or "signed", of the maps of an explainer of the user's own
+    files: tuple[tuple[str, str], ...] = ()  # other objects of the user's own; see ownentries.register
 
     @property
     def published_part(self) -> str:
@@ -165,6 +169,10 @@ class Run:
     def published_identity(self) -> dict:
         """The part of an artifact's identity that does."""
         return {"published": self.published} if self.published_part else {}
+
+    def given(self, kind: str, name: str) -> str:
+        """The name of an explainer, a setting or an attacker as the command line has it, that is FILE.py:NAME of one's own."""
+        return next((spec for flag, spec in self.files if flag == kind and own_name(spec) == name), name)
 
     def repeats(self, *choices: str) -> list[str]:
         """Those of these choices of the authors that this run repeats. An artifact records the choices that act on it."""
@@ -186,7 +194,9 @@ class Run:
 
     def command(self, script: str) -> str:
         """The command line of a script for the same data. For this run's own script it has all the flags that were given."""
-        flags = {"--target": self.target.name, "--xai": self.xai, "--limit": self.limit, "--seed": self.seed or None,
+        flags = {"--target": self.target.name, "--victim": self.victim or None, "--xai": self.given("xai", self.xai),
+                 "--scale": None if self.scale == "absolute" else self.scale, "--limit": self.limit,
+                 "--seed": self.seed or None,
                  "--width": self.target.width if self.target.width != target(self.target.name).width else None,
                  "--image-size": self.target.size if self.target.size != target(self.target.name).size else None,
                  "--root": None if self.root == Path() else self.root,
@@ -205,12 +215,12 @@ class Run:
         if script == "train" and weights not in ((), (usual,)):
             words += ["--weight", *(f"{weight:g}" for weight in weights)]
         if script == self.script and self.rows:
-            words += ["--settings", *self.rows]
+            words += ["--settings", *(shlex.quote(self.given("settings", name)) for name in self.rows)]
         elif script == "eval" and self.weights not in ((), (usual,)):
             words += ["--settings", "predmi", "expmi", *(["rnd", "gnime"] if usual in weights else []),
                       *(injector_row(weight) for weight in weights if weight != usual)]
         if script == self.script and self.attackers not in ((), DEFAULT_ATTACKERS):
-            words += ["--attackers", *self.attackers]
+            words += ["--attackers", *(shlex.quote(self.given("attackers", name)) for name in self.attackers)]
         return " ".join(["python", f"{script}.py", *words])
 
     @property
@@ -228,8 +238,10 @@ class Run:
         config, shape = self.train_config(network), (self.target.channels, self.target.size, self.target.size)
         weights = " ".join(f"{weight:g}" for weight in self.weights or (self.target.inversion_weight,))
         mode = " ".join(self.official_flag()).removeprefix("--") or "default"
+        own = [f"victim {self.victim}"] if self.victim else []
         return ", ".join([
-            f"target {self.target.name} {shape}", f"xai {self.xai}", f"seed {self.seed}", f"limit {self.limit or 'none'}",
+            f"target {self.target.name} {shape}", *own, f"xai {self.given('xai', self.xai)}",
+            f"seed {self.seed}", f"limit {self.limit or 'none'}",
             f"width {self.target.width}", f"weight {weights}", f"epochs {config.epochs}",
             f"batch {config.batch_size}", f"lr {config.lr:g}", f"patience {config.patience}",
             f"mode {mode}", *([f"published {self.published}"] if self.published_part else []), f"root {self.root}",
@@ -242,6 +254,9 @@ class Run:
         del plain["jobs"], plain["weights"]  # the one changes no result, the other is told by each injector's own file
         if not self.published_part:
             del plain["published"]  # files of the paper's form say nothing of it
+        for name in ("victim", "scale", "files"):  # only where the run has objects of the user's own
+            if plain[name] == getattr(Run, name):
+                del plain[name]
         plain["target"] = self.target.name
         del plain["root"], plain["datasets"]  # places of one machine; the fingerprint of the data stands in the results
         plain |= {"image": [self.target.channels, self.target.size, self.target.size],

@@ -10,8 +10,9 @@ from .checkpoints import require
 from .config import TEST_FRACTION, VALIDATION_FRACTION, Run
 from .errors import GnimeError, Unfinished
 from .making import MINIMUM, enough, identity_of_images, make_images
+from .paths import Paths
 from .sources import Source, fingerprint, open_source
-from .store import Paths, artifact_lock, exists
+from .store import artifact_lock, exists
 from .system import say, warn
 
 MAXIMUM_CLASSES = 100_000

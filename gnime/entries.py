@@ -4,9 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+from .ownfiles import is_own, load_own
+
 
 def load(function: str) -> Callable:
-    """The function that "module:function" names."""
+    """The function that "module:function" names, or the object of "FILE.py:NAME"."""
+    if is_own(function):
+        return load_own(function)
     module, name = function.split(":")
     return getattr(import_module(module), name)
 
@@ -17,14 +21,20 @@ class Entry:
 
     Attributes:
         name, title: on the command line, and in tables and figures.
-        function: "module:function".
-        version: raised when the function computes something else than before; part of the identity of its results.
+        function: "module:function", or "FILE.py:NAME" of an object in a file of the user's own.
+        version: raised when the function computes something else than before, and the digest of the user's file; part of the
+            identity of its results.
     """
 
     name: str
     title: str
     function: str
-    version: int = 1
+    version: int | str = 1
+
+    @property
+    def own(self) -> bool:
+        """Whether it is an object in a file of the user's own."""
+        return is_own(self.function)
 
     def load(self) -> Callable:
         return load(self.function)
@@ -32,7 +42,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Explainer(Entry):
-    """(model, images (N, C, H, W) in [0, 1]) -> explanations (N, K, h, w) in [0, 1], float32."""
+    """(model, images (N, C, H, W) in [0, 1]) -> explanations (N, K, h, w) in [0, 1], float32.
+
+    Maps of the user's own explainers may have any range; `explanations.explainer` scales them.
+    """
 
 
 @dataclass(frozen=True)

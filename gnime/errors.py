@@ -29,10 +29,31 @@ class Stopped(GnimeError):
     exit_code = 130
 
 
+USER_MODULE = "gnime user file "  # the names of modules made of the user's own files start so; see `ownfiles`
+
+
+def place(error: BaseException) -> str:
+    """The file and line of the user's own code in which an error was raised, as "serve.py:12"; empty where it was elsewhere."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_globals.get("__name__", "").startswith(USER_MODULE):
+            found = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
+        step = step.tb_next
+    return found
+
+
+def brief(error: BaseException) -> str:
+    """Type and first line of an error, cut."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
+
+
 def fixable(error: Exception) -> str | None:
     """The line for an error of Python or PyTorch that the user can fix; None for any other error."""
     if isinstance(error, MemoryError):
         return "out of memory; give a smaller --batch-size or --width"
+    if where := place(error):
+        return f"{where}: raises {brief(error)}"
     if isinstance(error, OSError):
         return f"{error.filename or 'file system'}: {error.strerror or error}"
     if not isinstance(error, RuntimeError):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .arrays import scratch
-from .attackers import Fitted, NotApplicable, Reconstruct
+from .attackers import Fitted, NotApplicable, Reconstruct, checked
 from .batches import Rows, cache_on_device, iter_batches
 from .data import AttackerData
 from .defences import Protect, load_defence
@@ -21,6 +21,7 @@ from .errors import GnimeError
 from .experiment import Experiment
 from .metrics.leakage import bootstrap_intervals, mse
 from .registry import ATTACKERS, DEFENCES, METRICS, Row
+from .victims import features
 
 KEPT = 500  # test images whose reconstructions are kept, to choose pictures from
 
@@ -115,7 +116,8 @@ def _published(experiment: Experiment, row: Row, defence: Protect) -> Iterator[t
 def attack(experiment: Experiment, row: Row, attacker: str, shown: AttackerData) -> Fitted:
     """The attacker of that name, after it has learnt from `shown`."""
     fitted = ATTACKERS[attacker].load()(experiment, row, shown)
-    return fitted if isinstance(fitted, Fitted) else Fitted(fitted)
+    fitted = fitted if isinstance(fitted, Fitted) else Fitted(fitted)
+    return checked(fitted, attacker, shown.images.shape[1:]) if ATTACKERS[attacker].own else fitted
 
 
 def validation_error(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerData) -> float:
@@ -138,8 +140,8 @@ class _Batch:
 
     victim_logits = cached_property(lambda self: self.victim(self.reconstruction))
     evaluation_logits = cached_property(lambda self: self._evaluation(self.reconstruction))
-    image_features = cached_property(lambda self: self.victim.features(self.image))
-    reconstruction_features = cached_property(lambda self: self.victim.features(self.reconstruction))
+    image_features = cached_property(lambda self: features(self.victim, self.image))
+    reconstruction_features = cached_property(lambda self: features(self.victim, self.reconstruction))
 
 
 def measure(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerData, names: Iterable[str]) -> Measured:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import arrays, data, explanations, networks
+from . import arrays, data, explanations, networks, victims
 from .batches import Rows, cache_on_device, iter_batches, mean_std
 from .checkpoints import Checkpoint, load_checkpoint, load_into, require, save_checkpoint
 from .config import Run
@@ -22,9 +22,10 @@ from .device import Device
 from .errors import GnimeError, Unfinished
 from .networks import NetworkTask, TrainedModel, build, classifier_spec, injector_spec, inverter_spec
 from .ops import accelerate
+from .paths import Paths
 from .registry import ATTACKERS, ROWS, Row, injector_row
 from .resuming import StateFile
-from .store import Paths, artifact_lock, exists, prepare_root
+from .store import artifact_lock, exists, prepare_root
 from .system import commit, release_freed_memory, say, warn
 from .training import TrainingTask, cross_entropy, fit, mean_squared_error
 
@@ -78,7 +79,8 @@ class Experiment:
 
     @cached_property
     def victim(self) -> TrainedModel:
-        return self._classifier("victim", self.paths.victim)
+        own = self.run.victim and victims.load_victim(self.run, self.device, lambda: self.data.classes)
+        return own or self._classifier("victim", self.paths.victim)
 
     @cached_property
     def evaluation_classifier(self) -> TrainedModel:
@@ -111,7 +113,7 @@ class Experiment:
         shape = tuple(self.explanations.rows.shape[1:3])
         mean, std = mean_std(self.explanations.rows, self.data.splits.defender)
         if std == 0:
-            raise GnimeError(f"{self.paths.explanations}: every explanation is the same constant; nothing is to be hidden")
+            raise GnimeError(f"{self.paths.explanations}: every explanation is the same constant; there is nothing to hide")
         config = self.run.train_config("injector")
         identity = {"kind": "injector", "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
                     "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
@@ -291,8 +293,8 @@ class Experiment:
     def _use(self, task: NetworkTask, network: nn.Module, checkpoint: Checkpoint) -> TrainedModel:
         load_into(network, checkpoint, task.path)
         network.to(self.device.torch, memory_format=torch.channels_last)
-        report, made_by = checkpoint.extra or {}, checkpoint.made_by or {}
         if task.path not in self._told:  # once a run: PredMI attacks every row
             networks.tell_found(task, checkpoint)
             self._told.add(task.path)
-        return TrainedModel(networks.ready_to_use(network, task), checkpoint.digest, report, made_by)
+        network = networks.ready_to_use(network, task)
+        return TrainedModel(network, checkpoint.digest, checkpoint.extra or {}, checkpoint.made_by or {})

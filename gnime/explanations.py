@@ -18,10 +18,14 @@ from .checkpoints import require
 from .config import Run
 from .data import Data
 from .device import Device, full_fp32
-from .errors import GnimeError, Unfinished
+from .errors import GnimeError, Unfinished, brief, place
+from .explainers.stack import minmax, signed
+from .models.classifier import Classifier
+from .models.inversion import working_side
+from .paths import Paths
 from .registry import EXPLAINERS
-from .store import Paths, artifact_lock, exists
-from .system import say, warn
+from .store import artifact_lock, digest_of, exists
+from .system import generator, say, warn
 
 COMPARED = 32  # of somebody else's maps are made anew
 SAME_MAPS = 0.9  # correlation with them from which they are taken as the same
@@ -44,22 +48,95 @@ def predict(victim: nn.Module, data: Data, device: Device, run: Run) -> np.ndarr
     found = arrays.scratch((len(data.images), len(data.classes)), np.float32, Paths(run).aux)
     with torch.no_grad(), full_fp32():
         for rows, (images,) in iter_batches([data.images], range(len(data.images)), device.torch):
-            logits = victim(images)
+            logits = victim(in_order_of(victim, images))
             if not logits.isfinite().all():
                 raise GnimeError("victim: its predictions are not finite, so its weights are not sound; give others")
             found[rows.start : rows.stop] = publish(logits, run.published).cpu().numpy()
     return found
 
 
+def in_order_of(victim: nn.Module, images: Tensor) -> Tensor:
+    """The images in the memory order that the victim expects: channels last, which the paper's classifier is fast in, or rows
+    in one piece, which a model of the user's own may want to view."""
+    return images if isinstance(victim, Classifier) else images.contiguous()
+
+
 def explainer(run: Run) -> tuple[Callable[[nn.Module, Tensor], Tensor], int | None]:
-    """The run's explainer, and the batch size that its maps depend on; None: they do not depend on it."""
-    function, pool = EXPLAINERS[run.xai].load(), _pool(run)
+    """The run's explainer, and the batch size that its maps depend on; None: they do not depend on it.
+
+    The maps of the user's own explainers are checked and scaled.
+    """
+    entry, pool = EXPLAINERS[run.xai], _pool(run)
+    function = entry.load()
+    if entry.own:
+        return functools.partial(_own_maps, function, entry.function, run), None
     return (functools.partial(function, pool=pool) if pool else function), pool
 
 
 def _pool(run: Run) -> int | None:
     """Number of images over which Grad-CAM's channel weights are averaged; None: each image has weights of its own."""
     return run.target.gradcam_pool if run.xai == "gradcam" and run.repeats("gradcam") else None
+
+
+def _own_maps(function: Callable, name: str, run: Run, model: nn.Module, images: Tensor) -> Tensor:
+    """The maps of the user's own explainer, scaled to [0, 1] per image and channel.
+
+    Raises:
+        GnimeError: they are not maps (N, K, S, S) of finite numbers that the networks can take.
+    """
+    maps = function(model, images.detach().contiguous().clone())
+    if fault := _fault(maps, len(images), run.target.width):
+        raise GnimeError(f"--xai {name}: {fault}")
+    maps = maps.detach().to(images.device, torch.float32)
+    if not maps.isfinite().all():
+        raise GnimeError(f"--xai {name}: returns numbers that are not finite")
+    return minmax(maps) if run.scale == "absolute" else signed(maps)
+
+
+def _fault(maps: object, n: int, width: int) -> str:
+    """Why these cannot be the maps of n images; empty where they can."""
+    if not isinstance(maps, Tensor):
+        return f"returns {type(maps).__name__}, not a tensor of maps (N, K, S, S)"
+    shape = tuple(maps.shape)
+    if maps.ndim != 4 or not maps.is_floating_point():
+        return f"returns {maps.dtype} {shape}; maps are floating-point (N, K, S, S)"
+    if len(maps) != n:
+        return f"returns {len(maps)} maps for {n} images"
+    if shape[2] != shape[3] or shape[2] < 2:
+        return f"returns maps of {shape[2]} x {shape[3]}; they must be square and at least 2 x 2: resize them in your function"
+    if working_side(shape[2]) > width:
+        return f"returns maps of side {shape[2]}, which need a --width of at least {working_side(shape[2])}"
+    return ""
+
+
+def trial_images(run: Run, device: Device) -> Tensor:
+    """A batch of noise, (3, C, S, S) in [0, 1], on which models and explainers are tried before anything is written."""
+    shape = 3, run.target.channels, run.target.size, run.target.size
+    return torch.rand(shape, generator=generator(run.seed, "trial images")).to(device.torch)
+
+
+def try_explainer(run: Run, model: nn.Module, images: Tensor) -> None:
+    """Explains one batch, so that an explainer which fails is refused before anything is trained or written.
+
+    Raises:
+        GnimeError: it raises, returns something else than maps, or leaves the model changed.
+    """
+    (function, _), entry = explainer(run), EXPLAINERS[run.xai]
+    name, before = f"--xai {entry.function if entry.own else run.xai}:", digest_of(model.state_dict())
+    try:
+        maps, first = function(model, images), function(model, images[:1])
+    except GnimeError:
+        raise
+    except Exception as error:
+        where = f" in {place(error)}" if place(error) else ""
+        raise GnimeError(f"{name} raises{where} on images {tuple(images.shape)}: {brief(error)}") from None
+    if first.shape[1:] != maps.shape[1:]:
+        raise GnimeError(f"{name} returns {tuple(maps.shape)} for {len(images)} images and {tuple(first.shape)} for one")
+    if model.training or digest_of(model.state_dict()) != before:
+        raise GnimeError(f"{name} leaves the model changed; an explainer must leave its weights, buffers and mode alone")
+    if entry.own and (far := (first - maps[:1]).abs().max().item()) > 0.05:
+        warn(f"{name} an image's map differs by up to {far:.2f} when it is explained alone; it depends on chance, or on other "
+             "images")
 
 
 @dataclass(frozen=True)
@@ -72,10 +149,12 @@ class ExplanationTask:
     victim_digest: str
 
     def identity(self) -> dict:
-        """The record of the explanations' file. It has the version of the explainer if that is not 1."""
-        version = EXPLAINERS[self.run.xai].version
+        """The record of the explanations' file. It has the version of the explainer and the scale of its maps if they are not
+        the usual ones."""
+        version, scale = EXPLAINERS[self.run.xai].version, self.run.scale
         return {"kind": "explanations", "target": self.run.target.name, "xai": self.run.xai, "images": self.data.digest,
-                "victim": self.victim_digest, "pool": _pool(self.run)} | ({"version": version} if version > 1 else {})
+                "victim": self.victim_digest, "pool": _pool(self.run)} | (
+                    {"version": version} if version != 1 else {}) | ({"scale": scale} if scale != "absolute" else {})
 
 
 def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make: bool) -> arrays.Array:
@@ -97,7 +176,7 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
         device.barrier()
     maps = arrays.load(path)
     function, _ = explainer(run)
-    image = torch.zeros(1, *task.data.images.shape[1:], device=device.torch)
+    image = in_order_of(task.victim, gather_rows(task.data.images, range(1), device.torch))
     shape = (len(task.data.images), *function(task.victim, image).shape[1:])
     if maps.rows.shape != shape or maps.rows.dtype.kind != "f":
         raise GnimeError(f"{path}: {maps.rows.dtype} {maps.rows.shape}, this run needs float32 {shape}; "
@@ -108,7 +187,16 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
         _check_order(maps, task, device)
     else:
         require(path, maps.record, task.identity())
+    _tell_sides(run.target.size, shape[2])
     return maps
+
+
+def _tell_sides(image: int, explanation: int) -> None:
+    """Tells at which sides the networks work, where those of images and maps are no powers of two."""
+    for what, side in (("images", image), ("maps", explanation)):
+        if working_side(side) != side:
+            within = working_side(side)
+            say(f"{what:<13} {side} x {side}: networks work at {within} x {within}; what enters and leaves them is resized")
 
 
 def _check_foreign(maps: arrays.Array) -> None:
@@ -174,7 +262,7 @@ def _explain(task: ExplanationTask, device: Device) -> Iterator[np.ndarray]:
         turn = batches[start : start + device.world]  # one batch per process
         maps = None
         if device.rank < len(turn):
-            images = gather_rows(task.data.images, turn[device.rank], device.torch)
+            images = in_order_of(task.victim, gather_rows(task.data.images, turn[device.rank], device.torch))
             maps = function(task.victim, images).float().cpu().numpy()
         if device.world > 1:
             gathered = [None] * device.world if device.rank == 0 else None

@@ -10,9 +10,10 @@ from .batches import CHUNK
 from .config import SHUFFLE_SEED_PURPOSE, Run
 from .duplicates import find_copies
 from .errors import GnimeError, UsageError, printable
+from .paths import Paths
 from .pictures import decode
 from .sources import Source
-from .store import Paths, write_text
+from .store import write_text
 from .system import permutation, say, warn
 
 MINIMUM = 20  # images; with fewer, a split would be empty

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from .config import PICTURE_EVERY, Run
 from .errors import GnimeError, Unfinished, printable
 from .evaluate import Result, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
-from .networks import build, inverter_spec
+from .explanations import predict, trial_images, try_explainer
+from .networks import build, classifier_spec, inverter_spec
 from .ops import accelerate
+from .ownentries import register
 from .parallel import run_side_by_side
 from .references import references, scale
-from .registry import Row, find_row, injector_weights
+from .registry import EXPLAINERS, Row, find_row, injector_weights
 from .report import charts, examples, figures, html
 from .report import results as files
 from .report.verdict import judge
@@ -28,11 +31,13 @@ from .store import artifact_lock
 from .system import say, seconds_since, stray_variables, warn
 from .training import MinMaxTask, fit_minmax
 from .verdict import compare, compare_beside
+from .victims import tell_accuracy
 
 SHOWN = 5  # images in the pictures of the injector's training: they fit a screen
 
 
 def _begin(run: Run, trains: bool = True) -> Experiment:
+    register(run.files)
     for variable in stray_variables():
         warn(f"{variable} in the environment is ignored, because it is set alone; torchrun sets RANK and WORLD_SIZE")
     experiment = Experiment(run, trains)
@@ -54,12 +59,21 @@ def prepare(run: Run) -> None:
 
 
 def _prepare(experiment: Experiment) -> None:
-    for warning in checks.warnings_about_images(experiment.data) if experiment.device.rank == 0 else ():
+    run, device = experiment.run, experiment.device
+    for warning in checks.warnings_about_images(experiment.data) if device.rank == 0 else ():
         warn(warning)
-    _tell_victim(experiment)
-    experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
+    if EXPLAINERS[run.xai].own and not run.victim:  # before anything is trained or written; `load_victim` does it with its own
+        untrained = build(classifier_spec(run.target, classes=10), run.seed).to(device.torch).eval().requires_grad_(False)
+        try_explainer(run, untrained, trial_images(run, device))
+    if not run.victim:
+        _tell_victim(experiment)
+    experiment.victim, experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
     if checks.hardly_differ(experiment.explanations.rows):
         warn(f"{experiment.paths.explanations}: the maps hardly differ from each other, so they say nothing about the images")
+    if run.victim and device.rank == 0:
+        data = experiment.data
+        logits = predict(experiment.victim.network, data, device, replace(run, published="logits"))
+        tell_accuracy(run.victim, torch.from_numpy(logits), torch.from_numpy(data.labels), data.classes)
 
 
 def _tell_victim(experiment: Experiment) -> None:
@@ -155,6 +169,7 @@ def evaluate(run: Run, trains: bool = True) -> dict | None:
 
 def train_row(run: Run, name: str, before: tuple[Run, Run] | None = None) -> None:
     """The attackers of one row, left on disk; `before`: the runs of prepare.py and train.py, of which it makes its share."""
+    register(run.files)
     if before:
         _prepare(Experiment(before[0]))
         for weight in injector_weights([name], run.target.inversion_weight):

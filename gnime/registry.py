@@ -104,6 +104,7 @@ EXPLAINERS = _by_name(
 )
 PAPER_EXPLAINERS = ("grad", "gradcam", "lrp")  # of the paper's table
 
+
 def _no_bits() -> float:
     """Of a map that follows from what is published of the prediction."""
     return 0.0

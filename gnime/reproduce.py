@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .cli import Formatter, Parser, add_attackers, add_official, add_published, at_least, guarded, row_name, target_name
+from .cli import Formatter, Parser, add_attackers, add_official, add_published, guarded
 from .config import OFFICIAL, Run, Target, TrainConfig, target
 from .errors import GnimeError, Stopped, UsageError
+from .flagtypes import at_least, row_name, target_name
 from .registry import (
     CONTROLS,
     DEFAULT_ATTACKERS,

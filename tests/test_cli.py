@@ -95,7 +95,7 @@ BAD = [["--epochs", "-1"], ["--epochs", "0"], ["--epochs", "1.5"], ["--epochs", 
        ["--width", "0"], ["--width", "63"], ["--width", "100"], ["--width", "131072"], ["--gpu", "-2"], ["--gpu", "x"],
        ["--seed", "-1"], ["--seed", "1e3"], ["--xai", "shap"], ["--xai"], ["--precision", "fp64"], ["--target", ""],
        ["--target", "../x"], ["--target", "a/b"], ["--target", ".hidden"], ["--target", "/etc"], ["--target", "x\0"],
-       ["--target", "x" * 201], ["--target", "digits", "--image-size", "32"], ["--target", "faces", "--image-size", "33"],
+       ["--target", "x" * 201], ["--target", "digits", "--image-size", "32"], ["--target", "faces", "--image-size", "15"],
        ["--root", "a\0b"], ["--datasets", "a\0b"], ["--targ", "digits"], ["--nope"], ["digits"], ["--gpu", "0", "1"]]
 
 

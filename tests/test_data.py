@@ -14,8 +14,8 @@ from gnime.batches import batches, gather_rows, slices
 from gnime.cli import resolve
 from gnime.data import Splits, load_images, missing_source
 from gnime.errors import GnimeError, UsageError
+from gnime.paths import Paths
 from gnime.sources import decode, open_source, resize
-from gnime.store import Paths
 from gnime.system import permutation
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "datasets"

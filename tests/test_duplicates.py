@@ -10,7 +10,7 @@ from test_sources import run_for
 from gnime.data import load_images, missing_source
 from gnime.duplicates import count_across, find_copies
 from gnime.errors import GnimeError
-from gnime.store import Paths
+from gnime.paths import Paths
 
 
 def faces(n, side=32, seed=0):

@@ -8,7 +8,7 @@ from torch import nn
 from gnime.config import TARGETS, target
 from gnime.models.classifier import Classifier
 from gnime.models.injector import Injector
-from gnime.models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI, sides
+from gnime.models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI, bring, sides, working_side
 from gnime.networks import NETWORKS, build, classifier_spec, injector_spec, inverter_spec
 from gnime.ops import accelerate, plain
 
@@ -19,6 +19,7 @@ SHAPES = {
     "cifar10 lrp": ((3, 32), 10, (3, 32)), "cifar10 gradcam": ((1, 16), 10, (3, 32)),
     "celeba lrp": ((3, 128), 1000, (3, 128)), "celeba gradcam": ((1, 32), 1000, (3, 128)),
     "digits lrp": ((1, 16), 10, (1, 16)), "digits gradcam": ((1, 8), 10, (1, 16)),
+    "sides that are no powers of two": ((2, 7), 5, (1, 20)), "maps larger than images": ((1, 20), 5, (2, 16)),
 }
 
 
@@ -44,13 +45,25 @@ def plain_decoder(x, network, p, skips):
     return x
 
 
+def plain_bring(x, side):
+    """Bilinear, by definition: output i lies at (i + 1/2) * n / side - 1/2 among the n inputs, not before the first."""
+    n = x.shape[-1]
+    weights = torch.zeros(side, n, dtype=x.dtype)
+    for i in range(side):
+        at = max((i + 0.5) * n / side - 0.5, 0.0)
+        below = min(int(at), n - 1)
+        weights[i, below] += 1 - (at - below)
+        weights[i, min(below + 1, n - 1)] += at - below
+    return weights @ x @ weights.T
+
+
 def plain_predmi(network, p, explanation, prediction):
     x = F.relu(F.linear(prediction, p["dense.weight"], p["dense.bias"]))
-    return plain_decoder(x[:, :, None, None], network, p, [])
+    return plain_bring(plain_decoder(x[:, :, None, None], network, p, []), network.size)
 
 
 def plain_expmi(network, p, explanation, prediction):
-    x, skips = explanation, []
+    x, skips = plain_bring(explanation, 2 ** (len(network.encoder) + 1)), []
     for i in range(len(network.encoder)):
         x = F.relu(F.conv2d(x, p[f"encoder.{i}.weight"], p[f"encoder.{i}.bias"], padding=1))
         skips.append(x)
@@ -58,7 +71,7 @@ def plain_expmi(network, p, explanation, prediction):
     code = F.relu(F.linear(x.flatten(1), p["code.weight"], p["code.bias"]))
     together = torch.cat([code, explanation.flatten(1), prediction], 1)
     x = F.relu(F.linear(together, p["bottleneck.weight"], p["bottleneck.bias"]))
-    return plain_decoder(x[:, :, None, None], network, p, skips)
+    return plain_bring(plain_decoder(x[:, :, None, None], network, p, skips), network.size)
 
 
 def compare(network, expected_network, explanation, prediction):
@@ -109,6 +122,17 @@ def test_full_width(kind, how):
     with torch.no_grad():
         found = network.float().to(memory_format=torch.channels_last)(explanation, prediction)
     close(found, expected.float())
+
+
+@pytest.mark.parametrize("side", [2, 3, 7, 20, 24, 100, 224])
+def test_nothing_is_lost_on_the_way_into_a_network(side):
+    """The enlargement has a left inverse: a map of any side comes back from the next power of two."""
+    assert working_side(side) in (4, 8, 32, 128, 256) and side <= working_side(side)
+    weights = bring(torch.eye(side, dtype=torch.float64)[None, None].expand(1, 1, side, side), working_side(side))
+    assert torch.linalg.matrix_rank(weights) == side
+    line = F.interpolate(torch.eye(side, dtype=torch.float64)[None], working_side(side), mode="linear")[0].T
+    assert torch.linalg.cond(line) < 17
+    assert bring(whole := torch.rand(1, 1, 16, 16), 16) is whole and working_side(16) == 16
 
 
 def test_dense_attacker_can_sort_shuffled_pixels():

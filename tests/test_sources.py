@@ -12,8 +12,8 @@ from gnime.cli import resolve
 from gnime.data import load_images, missing_source
 from gnime.errors import GnimeError
 from gnime.folders import in_order, list_pictures
+from gnime.paths import Paths
 from gnime.sources import fingerprint, open_source
-from gnime.store import Paths
 
 
 def run_for(root, *flags, script="prepare"):

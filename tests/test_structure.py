@@ -12,16 +12,18 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "regular", "threads", "products", "_commit", "__init__"}, {"config", "registry", "entries", "streams"},
-    {"system"}, {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"},
-    {"models", "explainers", "metrics"}, {"ops"},
+    {"errors", "ownfiles", "regular", "threads", "products", "_commit", "__init__"},
+    {"config", "registry", "entries", "streams", "ownentries", "flagtypes", "paths"}, {"system"}, {"device", "parallel"},
+    {"store"}, {"foreign"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
     {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
-    {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"},
+    {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences", "victims"},
     {"experiment"}, {"attackers"}, {"evaluate"}, {"references"}, {"verdict"}, {"report"}, {"pipeline"}, {"cli"}, {"reproduce"},
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
-LIGHT = {"cli", "config", "entries", "errors", "registry", "streams", "threads", "__init__"}  # the command line answers at once
+# the command line answers at once
+LIGHT = {"cli", "config", "entries", "errors", "flagtypes", "ownentries", "ownfiles", "registry", "streams", "threads",
+         "__init__"}
 
 
 def dotted(path):

@@ -9,11 +9,12 @@ the `reconstruct` of the best attacker that knows the data alone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from ..data import AttackerData
+from ..errors import GnimeError
 
 Reconstruct = Callable[[Tensor | None, Tensor], Tensor]  # explanations (n, K, S, S), predictions (n, classes) -> images
 
@@ -46,3 +47,24 @@ class Trial:
 
 class NotApplicable(Exception):
     """The attacker cannot attack the row. The message says why."""
+
+
+def checked(fitted: Fitted, name: str, shape: tuple) -> Fitted:
+    """An attacker of the user's own, whose reconstructions are looked at. shape: of an image, (C, T, T).
+
+    Raises:
+        GnimeError: it returned no function; or later, it reconstructs something else than finite images of that shape.
+    """
+    if not callable(fitted.reconstruct):
+        raise GnimeError(f"{name}: its attacker returned {type(fitted.reconstruct).__name__}, not a function that reconstructs")
+
+    def reconstruct(explanation: Tensor | None, prediction: Tensor) -> Tensor:
+        images, wanted = fitted.reconstruct(explanation, prediction), (len(prediction), *shape)
+        if not isinstance(images, Tensor) or images.shape != wanted:
+            found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise GnimeError(f"{name}: its attacker reconstructs {found}, not a tensor of images {wanted}")
+        if not images.isfinite().all():
+            raise GnimeError(f"{name}: its attacker reconstructs numbers that are not finite")
+        return images
+
+    return replace(fitted, reconstruct=reconstruct)

@@ -78,3 +78,12 @@ def minmax(e: Tensor, eps: float = 0.0) -> Tensor:
     low, high = e.amin((2, 3), keepdim=True), e.amax((2, 3), keepdim=True)
     spread = high - low
     return (e - low) / torch.where(spread + eps > 0, spread + eps, torch.ones_like(spread))
+
+
+def signed(e: Tensor) -> Tensor:
+    """e / (2 max |e|) + 1/2, per image and per channel: the sign stays, zero becomes 1/2.
+
+    e: (N, K, H, W), any range. Returns (N, K, H, W) in [0, 1].
+    """
+    high = e.abs().amax((2, 3), keepdim=True)
+    return e / torch.where(high > 0, 2 * high, torch.ones_like(high)) + 0.5

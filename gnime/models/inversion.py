@@ -12,6 +12,21 @@ def sides(first: int, last: int) -> list[int]:
     return [side for k in range(2, 16) if first <= (side := 2**k) <= last]
 
 
+def working_side(side: int) -> int:
+    """The side at which a network works on pictures of `side` x `side`: the next power of two, at least 4."""
+    return max(4, 1 << (side - 1).bit_length())
+
+
+def bring(pictures: Tensor, side: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, side, side): bilinear, half-pixel centres. Pictures of that side are returned as they are.
+
+    To a larger side this can be undone, with condition numbers below 17 a side up to 512. So nothing is lost on the way in.
+    """
+    if pictures.shape[2:] == (side, side):
+        return pictures
+    return F.interpolate(pictures, (side, side), mode="bilinear", align_corners=False)
+
+
 def initialise(network: nn.Module) -> None:
     """Sets Glorot-uniform weights and zero biases, in place (METHOD "Inversion networks")."""
     for layer in network.modules():
@@ -53,17 +68,18 @@ class PredMI(nn.Module):
 
     Args:
         classes: number of logits of a prediction.
-        channels, size: an image is (channels, size, size); size is a power of two of at least 16.
+        channels, size: an image is (channels, size, size). The decoder works at the next power of two; see `bring`.
         width: 2048 in the paper; the convolution at side k has 2 * width / k output channels, the last one `channels`.
     """
 
     def __init__(self, classes: int, channels: int, size: int, width: int = 2048):
         super().__init__()
         below = width // 2
+        self.size = size
         self.dense = nn.Linear(classes, below)
         self.decoder = Decoder()
-        for side in sides(4, size):
-            above = channels if side == size else 2 * width // side
+        for side in sides(4, working_side(size)):
+            above = channels if side >= size else 2 * width // side
             self.decoder.append(nn.Conv2d(below, above, 3, padding=1))
             below = above
         initialise(self)
@@ -71,17 +87,17 @@ class PredMI(nn.Module):
     def forward(self, explanation: Tensor | None, prediction: Tensor) -> Tensor:
         """prediction (N, classes); the explanation is ignored. Returns (N, channels, size, size), linear."""
         x = F.relu(self.dense(prediction))  # (N, w/2)
-        return self.decoder(x[:, :, None, None])  # (N, C, T, T)
+        return bring(self.decoder(x[:, :, None, None]), self.size)  # (N, C, T, T)
 
 
 class ExpMI(nn.Module):
     """Reconstructs the image from explanation and prediction: a U-Net with the prediction as an input of its bottleneck.
 
     Args:
-        explanation_channels, explanation_size: an explanation is (explanation_channels, explanation_size, explanation_size);
-            explanation_size is a power of two of at least 4.
+        explanation_channels, explanation_size: an explanation is (explanation_channels, explanation_size, explanation_size).
         classes: number of logits of a prediction.
-        channels, size: an image is (channels, size, size); size is a power of two, at least explanation_size.
+        channels, size: an image is (channels, size, size). Encoder and decoder work at the next powers of two of both sides;
+            see `bring`.
         width: 2048 in the paper; at side k, the encoder's convolution has width / k output channels, the decoder's width / 2k.
     """
 
@@ -89,26 +105,27 @@ class ExpMI(nn.Module):
                  width: int = 2048):
         super().__init__()
         self.encoder, self.decoder = Encoder(), Decoder()
+        self.size, self.explanation_side = size, working_side(explanation_size)
         below, skips = explanation_channels, {}
-        for side in reversed(sides(4, explanation_size)):
+        for side in reversed(sides(4, self.explanation_side)):
             self.encoder.append(nn.Conv2d(below, width // side, 3, padding=1))
             below = skips[side] = width // side
         self.code = nn.Linear(below * 4, 64)
         self.bottleneck = nn.Linear(64 + explanation_channels * explanation_size**2 + classes, width // 4)
         below = width // 4
-        for side in sides(4, size):
-            above = channels if side == size else width // (2 * side)
+        for side in sides(4, working_side(size)):
+            above = channels if side >= size else width // (2 * side)
             self.decoder.append(nn.Conv2d(below + skips.get(side, 0), above, 3, padding=1))
             below = above
         initialise(self)
 
     def forward(self, explanation: Tensor, prediction: Tensor) -> Tensor:
         """explanation (N, K, S, S), prediction (N, classes). Returns (N, channels, size, size), linear."""
-        x, skips = self.encoder(explanation)  # (N, w/4, 2, 2)
+        x, skips = self.encoder(bring(explanation, self.explanation_side))  # (N, w/4, 2, 2)
         code = F.relu(self.code(x.flatten(1)))  # (N, 64)
         together = torch.cat([code, explanation.flatten(1), prediction], 1)  # (N, 64 + K S S + classes)
         x = F.relu(self.bottleneck(together))  # (N, w/4)
-        return self.decoder(x[:, :, None, None], skips)  # (N, C, T, T)
+        return bring(self.decoder(x[:, :, None, None], skips), self.size)  # (N, C, T, T)
 
 
 class DenseExpMI(ExpMI):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .inversion import initialise, sides
+from .inversion import bring, initialise, sides, working_side
 
 CODE = 128  # numbers that the prediction becomes
 LEAST = 8  # channels of a block
@@ -40,7 +40,7 @@ class UNet(nn.Module):
     Args:
         explanation_channels: of a map, which is square and of any side.
         classes: length of the prediction.
-        channels, size: an image is (channels, size, size); size is a power of two of at least 8.
+        channels, size: an image is (channels, size, size). The blocks work at the next power of two; see `inversion.bring`.
         width: at side k, blocks have width / k channels, but at least 8.
         scales: mean and standard deviation of all numbers of the maps in training, then those of the predictions.
     """
@@ -51,15 +51,16 @@ class UNet(nn.Module):
                  scales: Sequence[float] = (0.0, 1.0, 0.0, 1.0)):
         super().__init__()
         self.explanation_channels, self.size, self.scales = explanation_channels, size, scales
-        self.wide = {side: max(LEAST, width // side) for side in sides(4, size)}
+        self.side = working_side(size)
+        self.wide = {side: max(LEAST, width // side) for side in sides(4, self.side)}
         upwards = list(self.wide)[1:]  # 8, ..., T
         self.embed = nn.Linear(classes, CODE)
-        self.stem = nn.Conv2d(explanation_channels + 1, self.wide[size], 3, padding=1)
+        self.stem = nn.Conv2d(explanation_channels + 1, self.wide[self.side], 3, padding=1)
         self.down = nn.ModuleList(Block(self.wide[side], self.wide[side // 2]) for side in reversed(upwards))
         self.picture = nn.Linear(CODE, self.wide[4] * 16)
         self.middle = Block(self.wide[4], self.wide[4])
         self.up = nn.ModuleList(Block(self.wide[side // 2] + self.wide[side // 2], self.wide[side]) for side in upwards)
-        self.last = nn.Conv2d(self.wide[size], channels, 3, padding=1)
+        self.last = nn.Conv2d(self.wide[self.side], channels, 3, padding=1)
         initialise(self)
 
     def seen(self, explanation: Tensor | None, count: int) -> Tensor:
@@ -78,7 +79,7 @@ class UNet(nn.Module):
         """seen (N, K + 1, T, T), prediction (N, classes). Returns (N, channels, T, T), linear."""
         mean, std = self.scales[2:]
         code = F.silu(self.embed((prediction - mean) / (std or 1.0)))  # (N, CODE)
-        x, skips = self.stem(seen), []  # (N, w/T, T, T)
+        x, skips = self.stem(bring(seen, self.side)), []  # (N, w/T, T, T)
         for block in self.down:
             x = block(x, code)  # (N, 2w/k, k, k)
             skips.append(x)
@@ -86,7 +87,7 @@ class UNet(nn.Module):
         x = self.middle(x + self.picture(code).view(-1, self.wide[4], 4, 4), code)  # (N, w/4, 4, 4)
         for block in self.up:
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0), skips.pop()], 1), code)  # (N, w/k, k, k)
-        return self.last(F.silu(x))  # (N, C, T, T)
+        return bring(self.last(F.silu(x)), self.size)  # (N, C, T, T)
 
     def forward(self, explanation: Tensor | None, prediction: Tensor) -> Tensor:
         """explanation (N, K, S, S) or None, prediction (N, classes). Returns (N, channels, size, size), linear."""

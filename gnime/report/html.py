@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import PUBLISHED
+from ..paths import Paths
 from ..registry import ATTACKERS, EXPLAINERS, METRICS, RESIDUAL, ROWS, find_row
-from ..store import Paths, write_text
+from ..store import write_text
 from . import charts
 from .examples import Example
 from .verdict import KINDS, Point, Verdict, attacker_title, bits, judge, knows, percent, percents, points

@@ -1,0 +1,85 @@
+"""Objects in files of the user's own, named FILE.py:NAME on the command line. Imports nothing heavy itself.
+
+Such a file is run because the user named it. Nothing else in the program runs code from a file.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from .errors import USER_MODULE, GnimeError, brief, place
+
+
+def is_own(name: str) -> bool:
+    """Whether the name is FILE.py:NAME, not one of the registry's."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def own_name(spec: str) -> str:
+    """NAME of "FILE.py:NAME". It stands in tables and in names of files."""
+    return spec.rpartition(":")[2]
+
+
+def check_spec(spec: str) -> None:
+    """Looks for the file; runs nothing.
+
+    Raises:
+        ValueError: there is no such file, or the name is none that Python has. The message says which.
+    """
+    file, _, name = spec.rpartition(":")
+    if not Path(file).is_file():
+        raise ValueError(f"{file}: no such file")
+    if not name.isidentifier() or len(name.encode()) > 60:
+        raise ValueError(f"{spec}: {name[:60]!r} is no name of an object in {file}")
+
+
+def digest(spec: str) -> str:
+    """SHA-256 of the file, in hexadecimal. Files that it imports do not count."""
+    return hashlib.sha256(_read(Path(spec.rpartition(":")[0]))).hexdigest()
+
+
+def load_own(spec: str) -> Callable:
+    """The object NAME of FILE.py. A file is run once in a process, and again where it has changed. Its folder is searched for
+    what it imports, as if it were started as a script.
+
+    Raises:
+        GnimeError: the file cannot be read or run, or has no callable object of that name.
+    """
+    file, _, name = spec.rpartition(":")
+    module = _module(Path(file), digest(spec))
+    if not hasattr(module, name):
+        there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise GnimeError(f"{file}: has no {name}" + (f"; it has {', '.join(there)}"[:300] if there else ""))
+    found = getattr(module, name)
+    if not callable(found):
+        raise GnimeError(f"{file}: {name} is a {type(found).__name__}, not a function")
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise GnimeError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _module(path: Path, version: str) -> ModuleType:
+    name = f"{USER_MODULE}{path.resolve()} {version[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    module = ModuleType(name)
+    module.__file__ = str(path.resolve())
+    sys.modules[name] = module  # as of every module: dataclasses and pickles look there
+    try:
+        exec(compile(_read(path), str(path), "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        line = error.lineno if isinstance(error, SyntaxError) and error.filename == str(path) else None
+        where = f"{path}:{line}" if line else place(error) or path
+        raise GnimeError(f"{where}: cannot be imported ({brief(error)})") from None
+    return module
