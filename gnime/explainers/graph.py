@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-# answered from the tensor's value: they say nothing about the pixels
+# answered from the tensor's form: they say nothing about the pixels
 INSPECT = {"shape", "size", "dim", "ndim", "ndimension", "numel", "nelement", "stride", "dtype", "device", "layout", "len",
-           "hash", "requires_grad", "grad_fn", "get_device", "element_size", *("is_" + kind for kind in (
+           "hash", "requires_grad", "grad_fn", "get_device", "element_size", "zeros_like", "ones_like", "full_like",
+           "new_zeros", "new_ones", "new_full", *("is_" + kind for kind in (
                "cuda cpu meta nested sparse quantized mkldnn leaf contiguous floating_point complex").split())}
 SAME = {"iadd": "add", "radd": "add", "imul": "mul", "rmul": "mul", "isub": "sub", "truediv": "div", "itruediv": "div",
         "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub", "negative": "neg"}

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..products import product
 from .entry import evaluation, explainer
+from .graph import check_logits
 from .relevance import Relevance, descend
 from .rules import RULES
 from .stack import layers, minmax, unflatten
@@ -64,6 +65,7 @@ def _of_stack(stack: list[nn.Module], images: Tensor) -> Tensor:
     for layer in stack:
         inputs.append(None if isinstance(layer, nn.ReLU) else x)  # relevance passes a ReLU whatever its input
         x = _up(layer, x)
+    check_logits(x, images)
     relevance = x
     for i in range(len(stack) - 1, -1, -1):
         # popped, because the layers below do not need a layer's input

@@ -1,5 +1,6 @@
 """LRP over the steps of any network: what a step must know, and the way of the relevance down to the images."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -52,7 +53,11 @@ class Relevance(Tape):
         names = names.split()
         named = dict(zip(names, args, strict=False)) | {name: value for name, value in kwargs.items() if name != "inplace"}
         try:
-            return rule(Call(operation, function), *args[len(names) :], **named)
+            bound = inspect.signature(rule).bind(Call(operation, function), *args[len(names) :], **named)
+        except TypeError as why:
+            raise self.refusal(operation, f"there is no rule with these arguments ({why})") from None
+        try:
+            return rule(*bound.args, **bound.kwargs)
         except Unknown as why:
             raise self.refusal(operation, str(why)) from None
 

@@ -237,8 +237,10 @@ def dropout(call: Call, input, p=0.5, training=True) -> RelevanceStep:
 
 
 def same(call: Call, input, *args, **named) -> RelevanceStep:
-    return RelevanceStep(call.operation, [input.step], call.function(input.value, *args, **named), positive=input.step.positive,
-                         raw=input.step.raw)
+    out = call.function(input.value, *args, **named)
+    if out.dtype != input.value.dtype:
+        raise Unknown(f"it turns {input.value.dtype} into {out.dtype}")
+    return RelevanceStep(call.operation, [input.step], out, positive=input.step.positive, raw=input.step.raw)
 
 
 # --- entries that change their places: the relevance of each goes where it came from -------------------------------------
@@ -288,6 +290,6 @@ RULES: dict[str, tuple[Callable, str]] = {
     **dict.fromkeys(("relu", "relu6"), (relu, "input")),
     **{name: (relu, arguments) for name, arguments in CLAMPS.items()},
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "feature_dropout"), (dropout, "input p training")),
-    **dict.fromkeys(("detach", "data", "clone", "contiguous"), (same, "")),
+    **dict.fromkeys(("detach", "data", "clone", "contiguous", "float", "to"), (same, "")),
     **dict.fromkeys(MOVES.split(), (moved, "")),
 }
