@@ -1,5 +1,7 @@
 """Explainers on networks of any form: against zennit, captum, a slow twin, and the path of plain stacks."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -310,6 +312,21 @@ def test_gradcam_names_layers_and_refuses_tokens():
 def test_grad_of_a_model_without_gradient():
     with pytest.raises(TypeError, match="no gradient .*--xai FILE.py:NAME"):
         grad(Custom(torch.no_grad()(lambda x: x.flatten(1))), torch.rand(2, 1, 4, 4))
+
+
+@ALL
+def test_maps_of_any_network_have_the_derivatives_of_a_stack(explain):
+    shape, parts = STACKS["max pooling"]
+    model = stack(*copy.deepcopy(parts)).double()
+    images = torch.rand(3, *shape, dtype=torch.double, requires_grad=True)
+
+    def derivative(model):
+        maps = explain(model, images)
+        return torch.autograd.grad((maps * torch.linspace(-1, 1, maps.numel()).view_as(maps)).sum(), images)[0]
+
+    expected = derivative(model)
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(derivative(Wrapped(model)), expected, atol=1e-8, rtol=1e-6)
 
 
 # --- what all promise ------------------------------------------------------------------------------------------------

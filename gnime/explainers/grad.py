@@ -26,7 +26,7 @@ def grad(model: nn.Module, images: Tensor) -> Tensor:
     """
     stack, differentiable = layers(model), images.requires_grad
     with torch.enable_grad():
-        # a clone, because autograd refuses tensors made in inference mode; another one, because the first layer may work in place
+        # a clone, because autograd refuses tensors made in inference mode; x.clone(), because first layers may work in place
         x = images if differentiable else images.detach().clone().requires_grad_()
         if stack is not None:
             stack = pool_first(stack)
