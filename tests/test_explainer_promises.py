@@ -22,50 +22,10 @@ def test_constant_map_becomes_zeros(xai):
 
 
 @pytest.mark.parametrize("xai", EXPLAINERS)
-@pytest.mark.parametrize("unknown", [nn.Sigmoid(), nn.BatchNorm2d(2), nn.ConvTranspose2d(2, 2, 3), nn.AdaptiveAvgPool2d(1)],
-                         ids=lambda layer: type(layer).__name__)
-def test_unknown_layer_is_named(xai, unknown):
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.ReLU(), unknown), nn.Flatten(), nn.LazyLinear(3))
-    with pytest.raises(TypeError, match=rf"'1\.1' is a {type(unknown).__name__}"):
-        EXPLAINERS[xai].load()(model, torch.rand(2, 1, 8, 8))
-
-
-class Squashed(nn.Sequential):
-    def forward(self, x):
-        return super().forward(x).tanh()
-
-
-class Doubled(nn.Conv2d):
-    def forward(self, x):
-        return 2 * super().forward(x)
-
-
-@pytest.mark.parametrize("xai", EXPLAINERS)
-def test_a_forward_that_explainers_would_not_see_is_refused(xai):
-    def explain(conv=nn.Conv2d, outer=nn.Sequential):
-        torch.manual_seed(0)
-        model = outer(conv(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
-        return EXPLAINERS[xai].load()(model, torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1)))
-
-    plain = explain()
-    with pytest.raises(TypeError, match="layer '0' is a Doubled with a forward of its own"):
-        explain(conv=Doubled)
-    with pytest.raises(TypeError, match="layer 'model' is a Squashed with a forward"):
-        explain(outer=Squashed)
-    for base in (nn.Sequential, nn.Conv2d):
-        where = "outer" if base is nn.Sequential else "conv"
-        assert explain(**{where: type("Named", (base,), {})}).equal(plain), "a name of its own changes nothing"
-    patched = nn.ReLU()
-    patched.forward = torch.sigmoid
-    with pytest.raises(TypeError, match="layer '1' is a ReLU with a forward"):
-        EXPLAINERS[xai].load()(stack(nn.Conv2d(1, 2, 3), patched, nn.Flatten(), nn.Linear(72, 3)), torch.rand(2, 1, 8, 8))
-
-
-@pytest.mark.parametrize("xai", EXPLAINERS)
 def test_an_accelerated_classifier_is_refused_until_it_is_plain(xai):
     model, images, explain = small_classifier(), torch.rand(3, 3, 16, 16), EXPLAINERS[xai].load()
     expected = explain(model, images)
-    with pytest.raises(TypeError, match="'model' is a FastClassifier with a forward .* make an accelerated network plain"):
+    with pytest.raises(TypeError, match="'model' is a FastClassifier, .* make an accelerated network plain"):
         explain(ops.accelerate(model), images)
     assert explain(ops.plain(model), images).equal(expected)
 
@@ -134,7 +94,3 @@ def test_shape_range_and_type(xai):
     assert found.dtype == torch.float32
     assert found.amin((2, 3)).abs().max() == 0
     torch.testing.assert_close(found.amax((2, 3)), torch.ones(found.shape[:2]))
-
-
-def test_lrp_of_no_images():
-    assert EXPLAINERS["lrp"].load()(small_classifier(), torch.rand(0, 3, 16, 16)).shape == (0, 3, 16, 16)

@@ -9,36 +9,24 @@ from torch import Tensor, nn
 LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout)
 
 
-def layers(model: nn.Module) -> list[nn.Module]:
+def layers(model: nn.Module) -> list[nn.Module] | None:
     """The layers of a sequential network, in order. Nested `nn.Sequential`s are flattened, dropout is left out.
 
-    Raises:
-        TypeError: a layer is not one of `LAYERS`, or has a forward of its own. The message names the layer.
+    None: it has a module that is not one of `LAYERS`, has a forward of its own, or has hooks. An object that stands in several
+    places is listed for each of them.
     """
-    result: list[nn.Module] = []
-
-    def walk(module: nn.Module, name: str) -> None:
-        if isinstance(module, (nn.Sequential, *LAYERS)) and _has_its_own_forward(module):
-            raise TypeError(f"layer {name or 'model'!r} is a {type(module).__name__} with a forward of its own, which "
-                            "explainers do not know; build the model from PyTorch's own layers, or make an accelerated "
-                            "network plain first")
-        if isinstance(module, nn.Sequential):
-            for child_name, child in module.named_children():
-                walk(child, f"{name}.{child_name}" if name else child_name)
-        elif isinstance(module, LAYERS) and not getattr(module, "return_indices", False):
-            result.extend([] if isinstance(module, nn.Dropout) else [module])
-        else:
-            known = ", ".join(kind.__name__ for kind in LAYERS)
-            raise TypeError(f"layer {name or 'model'!r} is a {type(module).__name__}; explainers take nn.Sequential of {known}")
-
-    walk(model, "")
-    return result
+    if not _is_as_pytorch_wrote_it(model) or getattr(model, "return_indices", False):
+        return None
+    if not isinstance(model, nn.Sequential):
+        return [] if isinstance(model, nn.Dropout) else [model]
+    parts = [layers(part) for part in model]
+    return None if None in parts else [layer for part in parts for layer in part]
 
 
-def _has_its_own_forward(module: nn.Module) -> bool:
-    """Whether the module may compute something other than the PyTorch class from which it is derived."""
-    inherited = any(type(module).forward is kind.forward for kind in (nn.Sequential, *LAYERS))
-    return "forward" in vars(module) or not inherited
+def _is_as_pytorch_wrote_it(module: nn.Module) -> bool:
+    """Whether the module computes what the one of `LAYERS` computes from which it is derived, and that alone."""
+    inherited = any(type(module).forward is kind.forward for kind in (nn.Sequential, *LAYERS) if isinstance(module, kind))
+    return inherited and not ("forward" in vars(module) or module._forward_pre_hooks or module._forward_hooks)
 
 
 def pool_first(stack: Iterable[nn.Module]) -> list[nn.Module]:
@@ -72,9 +60,9 @@ def unflatten(shape: Sequence[int], strides: Sequence[int], values: Tensor) -> T
 def minmax(e: Tensor, eps: float = 0.0) -> Tensor:
     """|e| scaled to [0, 1] over H, W, per image and per channel. A constant map becomes zeros (paper, section 2).
 
-    e: (N, K, H, W), any range. eps: added to the divisor. Returns (N, K, H, W) in [0, 1].
+    e: (N, K, H, W), any range. eps: added to the divisor. Returns (N, K, H, W) in [0, 1], in 32 bits or more.
     """
-    e = e.abs()
+    e = (e.float() if e.element_size() < 4 else e).abs()
     low, high = e.amin((2, 3), keepdim=True), e.amax((2, 3), keepdim=True)
     spread = high - low
     return (e - low) / torch.where(spread + eps > 0, spread + eps, torch.ones_like(spread))

@@ -47,7 +47,7 @@ class Classifier(nn.Sequential):
         images: (N, channels, size, size) in [0, 1]. Returns (N, F), F = flat or hidden, values of at least 0.
         """
         x = images
-        for name, layer in self.named_children():
+        for name, layer in self._modules.items():  # named_children() leaves out an object's second place
             x = layer(x)
             if name == self.last_feature:
                 return x
