@@ -90,6 +90,11 @@ class Experiment:
         return explanations.load_explanations(task, self.paths, self.device, make=self._prepares)
 
     @cached_property
+    def protects(self) -> dict:
+        """What the files of injector and fitted defences record of the service that they are made for."""
+        return explanations.protects(self.run, self.data, self.victim.network, self.explanations.rows.shape[1:])
+
+    @cached_property
     def predictions(self) -> np.ndarray:
         """(n, classes), the victim's, as the service publishes them: nothing here sees another form."""
         return explanations.predict(self.victim.network, self.data, self.device, self.run)
@@ -105,19 +110,14 @@ class Experiment:
         """The attacker's half, undefended."""
         return AttackerData.from_splits(self.data.splits, self.service)
 
-    # ------------------------------------------------------------------ the injector, which pipeline.train makes
-
     def injector_task(self, train: Callable = None) -> NetworkTask:
         """The noise injector, found where `train` is None."""
         shape = tuple(self.explanations.rows.shape[1:3])
         mean, std = mean_std(self.explanations.rows, self.data.splits.defender)
         if std == 0:
-            raise GnimeError(f"{self.paths.explanations}: every explanation is the same constant; the injector has nothing to "
-                             "hide")
+            raise GnimeError(f"{self.paths.explanations}: every explanation is the same constant; there is nothing to hide")
         config = self.run.train_config("injector")
-        identity = {"kind": "injector", "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
-                    "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
-                    "official": self.run.repeats("scale", "optimiser")} | self.run.published_identity
+        identity = self._defence_identity("injector") | {"official": self.run.repeats("scale", "optimiser")}
         if train:
             identity |= {"weight": self.run.target.inversion_weight, "stage": config.identity(),
                          "precision": self.device.precision}
@@ -166,15 +166,13 @@ class Experiment:
 
     @property
     def defender_data(self) -> DefenderData:
-        _, _, predictions, maps = self.service
-        return DefenderData(maps, predictions, self.data.splits.defender, self.class_means, self.run.seed, self.device)
+        half, (_, _, predictions, maps) = self.data.splits.defender, self.service
+        return DefenderData(maps, predictions, half, self.class_means, self.run.seed, self.device, self.protects)
 
     def fitted_defence(self, row: Row) -> TrainedModel:
         """The fitted defence of the row, found or fitted on the defender's half."""
         if row.name not in self._fitted:
-            identity = {"kind": "defence", "definition": row.identity(), "target": self.run.target.name, "xai": self.run.xai,
-                        "seed": self.run.seed, "images": self.data.digest, "victim": self.victim.digest,
-                        "explanations": self.explanations.digest} | self.run.published_identity
+            identity = self._defence_identity("defence") | {"definition": row.identity()}
             task = FitTask(row, self.paths.defence(row.name), self.run.root, identity, lambda: self.defender_data)
             self._fitted[row.name] = load_or_fit(task, self.device)
         return self._fitted[row.name]
@@ -183,7 +181,10 @@ class Experiment:
         return DefenceInputs(self.run.seed, **{
             need: self.fitted_defence(row).network if need == "fitted" else getattr(self, need) for need in row.needs})
 
-    # ------------------------------------------------------------------ identities and networks
+    def _defence_identity(self, kind: str) -> dict:
+        return {"kind": kind, "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
+                "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
+                **self.run.published_identity}
 
     def identity(self, row: Row) -> dict:
         """The plain data that decides what a row's attackers see."""

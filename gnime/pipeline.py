@@ -107,7 +107,8 @@ def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile
             network, picture = paths.injector_at(epoch)
             tensors = {name: value.contiguous() for name, value in injector.state_dict().items()}
             identity = {name: value for name, value in file.identity.items() if name != "spec"}
-            save_checkpoint(network, tensors, file.identity["spec"], identity | {"epochs": epoch}, {})
+            extra = {"protects": experiment.protects}
+            save_checkpoint(network, tensors, file.identity["spec"], identity | {"epochs": epoch}, extra)
             first = (gather_rows(array, defender[:SHOWN], device.torch) for array in (images, explanations, predictions))
             image, explanation, prediction = first
             with torch.no_grad():
@@ -118,7 +119,7 @@ def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile
 
         task = MinMaxTask(injector, inverter, run.train_config("injector"), [explanations, predictions, images], defender,
                           run.target.inversion_weight, run.seed, PICTURE_EVERY, checkpoint, bool(run.repeats("scale")))
-        return fit_minmax(task, file, device)
+        return fit_minmax(task, file, device) | {"protects": experiment.protects}
 
     return fit
 
