@@ -17,7 +17,7 @@ LAYERS = [
     {"models", "explainers", "metrics"}, {"ops"},
     {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
     {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences"}, {"experiment"},
-    {"attackers"}, {"evaluate"}, {"report", "protected"}, {"pipeline"}, {"cli"}, {"reproduce"},
+    {"attackers"}, {"evaluate"}, {"report", "protected", "formats"}, {"pipeline"}, {"cli"}, {"reproduce", "export"},
     {"__init__"},  # the door: `gnime.Protected`
 ]
 # take the network as an argument; import torch, themselves and the packages named here
