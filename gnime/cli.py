@@ -10,7 +10,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from . import __version__
-from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, target
+from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, program, target
 from .errors import GnimeError, fixable
 from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
 from .streams import open_standard_streams, tell
@@ -101,9 +101,13 @@ def _width(text: str) -> int:
     return value
 
 
+def _name(script: str) -> str:
+    return program(script).removeprefix("python ")
+
+
 def parser(script: str) -> argparse.ArgumentParser:
     """The command-line flags of a script: "prepare", "train" or "eval"."""
-    flags = Parser(f"{script}.py", description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
+    flags = Parser(_name(script), description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
     flags.add_argument("--version", action="version", version=f"gnime {__version__}")
     data = flags.add_argument_group("data and explainer")
     data.add_argument("--target", type=target_name, default="digits", metavar="NAME",
@@ -215,7 +219,22 @@ def main(script: str, arguments: list[str] | None = None) -> int:
 
         {"prepare": pipeline.prepare, "train": pipeline.train, "eval": pipeline.evaluate}[script](run)
 
-    return guarded(f"{script}.py", work)
+    return guarded(_name(script), work)
+
+
+def prepare() -> int:
+    """The command `gnime-prepare`."""
+    return main("prepare")
+
+
+def train() -> int:
+    """The command `gnime-train`."""
+    return main("train")
+
+
+def evaluate() -> int:
+    """The command `gnime-eval`."""
+    return main("eval")
 
 
 def guarded(name: str, work: Callable[[], int | None]) -> int:

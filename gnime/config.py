@@ -5,6 +5,7 @@ Sources: [P] Jeong et al., NeurIPS 2022; [R] the authors' TensorFlow release; [G
 """
 
 import shlex
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -130,6 +131,11 @@ def official_config(config: TrainConfig, target_name: str, network: str) -> Trai
     return config
 
 
+def program(script: str) -> str:
+    """The command of a script: `gnime-train` where the installed package's command was started, else `python train.py`."""
+    return f"gnime-{script}" if Path(sys.argv[0]).name.startswith("gnime-") else f"python {script}.py"
+
+
 @dataclass(frozen=True)
 class Run:
     """A resolved command line. It decides everything that a script does."""
@@ -205,7 +211,7 @@ class Run:
             words += ["--settings", *self.rows]
         if script == self.script and self.attackers not in ((), DEFAULT_ATTACKERS):
             words += ["--attackers", *self.attackers]
-        return " ".join(["python", f"{script}.py", *words])
+        return " ".join([program(script), *words])
 
     @property
     def sensible_width(self) -> int:
