@@ -29,6 +29,7 @@ test: .venv/ready-tests
 
 lint: .venv/ready-tests
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 stress: .venv/ready-tests
 	$(BIN)/python -m stress

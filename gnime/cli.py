@@ -8,7 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 
 from . import __version__
-from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, target
+from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, program, target
 from .errors import GnimeError, fixable
 from .flagtypes import at_least, name_or_file, own_file, rate, row_or_file, side, target_name, weight, width
 from .ownentries import register
@@ -47,9 +47,13 @@ def _default(number: str) -> str:
     return f"(default: {usual:g}" + (f"; faces and folders {faces:g}" if faces != usual else "") + f"; digits {digits:g})"
 
 
+def _name(script: str) -> str:
+    return program(script).removeprefix("python ")
+
+
 def parser(script: str) -> argparse.ArgumentParser:
     """The command-line flags of a script: "prepare", "train" or "eval"."""
-    flags = Parser(f"{script}.py", description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
+    flags = Parser(_name(script), description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
     flags.add_argument("--version", action="version", version=f"gnime {__version__}")
     data = flags.add_argument_group("data and explainer")
     data.add_argument("--target", type=target_name, default="digits", metavar="NAME",
@@ -190,7 +194,22 @@ def main(script: str, arguments: list[str] | None = None) -> int:
 
         {"prepare": pipeline.prepare, "train": pipeline.train, "eval": pipeline.evaluate}[script](run)
 
-    return guarded(f"{script}.py", work)
+    return guarded(_name(script), work)
+
+
+def prepare() -> int:
+    """The command `gnime-prepare`."""
+    return main("prepare")
+
+
+def train() -> int:
+    """The command `gnime-train`."""
+    return main("train")
+
+
+def evaluate() -> int:
+    """The command `gnime-eval`."""
+    return main("eval")
 
 
 def guarded(name: str, work: Callable[[], int | None]) -> int:

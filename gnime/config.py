@@ -5,6 +5,7 @@ Sources: [P] Jeong et al., NeurIPS 2022; [R] the authors' TensorFlow release; [G
 """
 
 import shlex
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -131,6 +132,11 @@ def official_config(config: TrainConfig, target_name: str, network: str) -> Trai
     return config
 
 
+def program(script: str) -> str:
+    """The command of a script: `gnime-train` where the installed package's command was started, else `python train.py`."""
+    return f"gnime-{script}" if Path(sys.argv[0]).name.startswith("gnime-") else f"python {script}.py"
+
+
 @dataclass(frozen=True)
 class Run:
     """A resolved command line. It decides everything that a script does."""
@@ -221,7 +227,7 @@ class Run:
                       *(injector_row(weight) for weight in weights if weight != usual)]
         if script == self.script and self.attackers not in ((), DEFAULT_ATTACKERS):
             words += ["--attackers", *(shlex.quote(self.given("attackers", name)) for name in self.attackers)]
-        return " ".join(["python", f"{script}.py", *words])
+        return " ".join([program(script), *words])
 
     @property
     def sensible_width(self) -> int:

@@ -53,9 +53,7 @@ class Experiment:
         other.device = self.device.for_one_process()
         return other
 
-    @property
-    def _prepares(self) -> bool:
-        return self.run.script == "prepare"
+    _prepares = property(lambda self: self.run.script == "prepare")
 
     @cached_property
     def data(self) -> Data:
@@ -93,6 +91,11 @@ class Experiment:
         return explanations.load_explanations(task, self.paths, self.device, make=self._prepares)
 
     @cached_property
+    def protects(self) -> dict:
+        """What the files of injector and fitted defences record of the service that they are made for."""
+        return explanations.protects(self.run, self.data, self.victim.network, self.explanations.rows.shape[1:])
+
+    @cached_property
     def predictions(self) -> np.ndarray:
         """(n, classes), the victim's, as the service publishes them: nothing here sees another form."""
         return explanations.predict(self.victim.network, self.data, self.device, self.run)
@@ -115,9 +118,7 @@ class Experiment:
         if std == 0:
             raise GnimeError(f"{self.paths.explanations}: every explanation is the same constant; there is nothing to hide")
         config = self.run.train_config("injector")
-        identity = {"kind": "injector", "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
-                    "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
-                    "official": self.run.repeats("scale", "optimiser")} | self.run.published_identity
+        identity = self._defence_identity("injector") | {"official": self.run.repeats("scale", "optimiser")}
         usual = weight == self.run.target.inversion_weight
         if train or not usual:  # the usual one is used whatever its weight is
             identity["weight"] = weight
@@ -141,7 +142,6 @@ class Experiment:
         return self.injector_of(row.weight(self.run.target.inversion_weight))
 
     trained_injector = property(lambda self: self.injector_of(self.run.target.inversion_weight))
-
     injector = property(lambda self: self.trained_injector.network)
 
     @cached_property
@@ -158,9 +158,7 @@ class Experiment:
         task.identity |= {"half": "defender"}
         return self.load_or_train(task)
 
-    @property
-    def frozen_inverter(self) -> nn.Module:
-        return self.trained_frozen_inverter.network
+    frozen_inverter = property(lambda self: self.trained_frozen_inverter.network)
 
     @cached_property
     def class_means(self) -> Tensor:
@@ -169,15 +167,13 @@ class Experiment:
 
     @property
     def defender_data(self) -> DefenderData:
-        _, _, predictions, maps = self.service
-        return DefenderData(maps, predictions, self.data.splits.defender, self.class_means, self.run.seed, self.device)
+        half, (_, _, predictions, maps) = self.data.splits.defender, self.service
+        return DefenderData(maps, predictions, half, self.class_means, self.run.seed, self.device, self.protects)
 
     def fitted_defence(self, row: Row) -> TrainedModel:
         """The fitted defence of the row, found or fitted on the defender's half."""
         if row.name not in self._fitted:
-            identity = {"kind": "defence", "definition": row.identity(), "target": self.run.target.name, "xai": self.run.xai,
-                        "seed": self.run.seed, "images": self.data.digest, "victim": self.victim.digest,
-                        "explanations": self.explanations.digest} | self.run.published_identity
+            identity = self._defence_identity("defence") | {"definition": row.identity()}
             task = FitTask(row, self.paths.defence(row.name), self.run.root, identity, lambda: self.defender_data)
             self._fitted[row.name] = load_or_fit(task, self.device)
         return self._fitted[row.name]
@@ -186,6 +182,11 @@ class Experiment:
         own = {"fitted": self.fitted_defence, "injector": self.row_injector}  # which depend on the row
         return DefenceInputs(self.run.seed, **{
             need: own[need](row).network if need in own else getattr(self, need) for need in row.needs})
+
+    def _defence_identity(self, kind: str) -> dict:
+        return {"kind": kind, "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
+                "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
+                **self.run.published_identity}
 
     def identity(self, row: Row) -> dict:
         """The plain data that decides what a row's attackers see."""

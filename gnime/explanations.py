@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .models.classifier import Classifier
 from .models.inversion import working_side
 from .paths import Paths
 from .registry import EXPLAINERS
-from .store import artifact_lock, digest_of, exists
+from .store import artifact_lock, digest_of, exists, weights_digest
 from .system import generator, say, warn
 
 COMPARED = 32  # of somebody else's maps are made anew
@@ -155,6 +155,13 @@ class ExplanationTask:
         return {"kind": "explanations", "target": self.run.target.name, "xai": self.run.xai, "images": self.data.digest,
                 "victim": self.victim_digest, "pool": _pool(self.run)} | (
                     {"version": version} if version != 1 else {}) | ({"scale": scale} if scale != "absolute" else {})
+
+
+def protects(run: Run, data: Data, victim: nn.Module, maps: Sequence[int]) -> dict:
+    """The service that a defence is made for, as plain data: `Protected` refuses any other. maps: shape of one map."""
+    return {"victim": weights_digest(victim), "xai": run.xai, "version": EXPLAINERS[run.xai].version, "pool": _pool(run),
+            "image": list(data.images.shape[1:]), "maps": list(maps), "classes": len(data.classes),
+            "published": run.published}
 
 
 def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make: bool) -> arrays.Array:

@@ -125,7 +125,8 @@ def _injector_training(experiment: Experiment, weight: float) -> Callable[[nn.Mo
             network, picture = paths.injector_at(weight, epoch)
             tensors = {name: value.contiguous() for name, value in injector.state_dict().items()}
             identity = {name: value for name, value in file.identity.items() if name != "spec"}
-            save_checkpoint(network, tensors, file.identity["spec"], identity | {"epochs": epoch}, {})
+            extra = {"protects": experiment.protects}
+            save_checkpoint(network, tensors, file.identity["spec"], identity | {"epochs": epoch}, extra)
             first = (gather_rows(array, defender[:SHOWN], device.torch) for array in (images, explanations, predictions))
             image, explanation, prediction = first
             with torch.no_grad():
@@ -136,7 +137,7 @@ def _injector_training(experiment: Experiment, weight: float) -> Callable[[nn.Mo
 
         task = MinMaxTask(injector, inverter, run.train_config("injector"), [explanations, predictions, images], defender,
                           weight, run.seed, PICTURE_EVERY, checkpoint, bool(run.repeats("scale")))
-        return fit_minmax(task, file, device)
+        return fit_minmax(task, file, device) | {"protects": experiment.protects}
 
     return fit
 

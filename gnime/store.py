@@ -224,6 +224,11 @@ def _remove_parts(path: Path, folder: bool) -> None:
                 part.unlink()
 
 
+def weights_digest(network: torch.nn.Module) -> str:
+    """SHA-256 of the network's parameters and buffers, in hexadecimal. Their names do not count, their order does."""
+    return digest_of(list(network.state_dict().values()))
+
+
 def digest_of(content: object) -> str:
     """SHA-256 of nested plain data and tensors, in hexadecimal. It depends on values, shapes, types and order."""
     hasher = hashlib.sha256()

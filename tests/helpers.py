@@ -2,10 +2,14 @@
 
 import json
 
+import torch
 from torch import nn
 
+from gnime.checkpoints import save_checkpoint
 from gnime.models.classifier import Classifier
+from gnime.networks import build
 from gnime.reproduce import mode
+from gnime.store import weights_digest
 
 
 class Killed(BaseException):
@@ -36,6 +40,30 @@ def write(runner, preset, *runs):
         path = runner.folder / "results" / preset / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(run))
+
+
+MAPS = {"lrp": (3, 16), "grad": (3, 16), "gradcam": (1, 8)}  # of the maps of `small_classifier`
+
+
+def random_defence(path, kind, victim, xai="lrp", **changed):
+    """A file of a defence of 5 classes with random numbers in it, made for `victim`."""
+    channels, side = MAPS[xai]
+    shape = [channels, side, side]
+    spec = {"injector": {"channels": channels, "size": side, "classes": 5, "width": 64, "mean": 0.3, "std": 0.2},
+            "cond-mean": {"shape": shape, "classes": 5, "centres": 30},
+            "prototypes": {"shape": shape, "prototypes": 20},
+            "cond-prototypes": {"shape": shape, "classes": 5, "centres": 30, "prototypes": 6}}[kind] | {"network": kind}
+    network = build(spec)
+    for name, buffer in network.named_buffers():
+        if buffer.is_floating_point() and buffer.ndim:
+            buffer.uniform_(*((-0.2, 0.2) if "coefficients" in name or kind == "cond-prototypes" else (0, 1)))
+    if kind == "prototypes":
+        network.owner.copy_(torch.arange(20) % 5)
+    record = {"victim": weights_digest(victim), "xai": xai, "version": 1, "pool": None, "image": [3, 16, 16], "maps": shape,
+              "classes": 5}
+    record["xai"] = changed.pop("renamed", xai)
+    save_checkpoint(path, network.state_dict(), spec, {"kind": "test"}, {"protects": record | changed})
+    return path
 
 
 def stack(*parts):

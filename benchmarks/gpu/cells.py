@@ -38,7 +38,7 @@ def start(name: str, precision: str) -> subprocess.Popen:
 
 def injector(name: str, precision: str) -> Path:
     """The cell's injector, once it is trained."""
-    from gnime.store import Paths  # imports torch, which one cell alone does not need
+    from gnime.paths import Paths  # imports torch, which one cell alone does not need
 
     target, xai, seed = name.split(":")
     options = parser().parse_args(cell.flags(precision, name, SETTINGS))

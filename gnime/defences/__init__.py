@@ -39,7 +39,10 @@ class DefenceInputs:
 
 @dataclass
 class DefenderData:
-    """What a defence is fitted on: the rows `rows` of explanations (n, K, S, S) in [0, 1] and of published predictions."""
+    """What a defence is fitted on: the rows `rows` of explanations (n, K, S, S) in [0, 1] and of published predictions.
+
+    `protects` is what its file records of the service that it is made for; see `explanations.protects`.
+    """
 
     explanations: Rows
     predictions: Rows  # (n, classes), in the published form
@@ -47,6 +50,7 @@ class DefenderData:
     class_means: Tensor  # (classes, K, S, S) of these rows; the mean of all where a class has none
     seed: int
     device: Device
+    protects: dict | None = None
 
 
 @dataclass

@@ -76,5 +76,6 @@ def _fit(task: FitTask) -> None:
         if not all(tensor.isfinite().all() for tensor in made.tensors.values()):
             raise GnimeError(f"{task.row.name}: its fit is not finite; leave the row out, or give another victim")
     seconds = round(time.monotonic() - began, 2)
-    save_checkpoint(task.path, made.tensors, made.spec, task.identity, made.report | {"seconds": seconds, "commit": commit()})
+    report = made.report | {"seconds": seconds, "commit": commit(), "protects": data.protects}
+    save_checkpoint(task.path, made.tensors, made.spec, task.identity, report)
     say(f"{task.row.name:<13} {task.path}: fitted in {seconds:.1f} s")

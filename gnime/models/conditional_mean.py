@@ -32,10 +32,15 @@ class ConditionalMean(nn.Module):
     def forward(self, explanation: Tensor | None, prediction: Tensor) -> Tensor:
         """prediction (N, classes) logits; the explanation is ignored. Returns g(y) (N, K, S, S) in [0, 1]."""
         z = (prediction - self.offset) / self.scale  # (N, classes)
-        rest = gaussian(z, self.centres, self.width) @ self.coefficients  # (N, K S S)
+        rest = self.combine(gaussian(z, self.centres, self.width))  # (N, K S S)
         return (self.means[prediction.argmax(1)] + rest.view(-1, *self.shape)).clamp(0, 1)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """sum_j k(z, z_j) a_j. weights (N, centres) -> (N, K S S)."""
+        return weights @ self.coefficients
 
 
 def gaussian(one: Tensor, other: Tensor, width: Tensor | float) -> Tensor:
     """exp(-|a - b|^2 / 2 width^2) of every row of `one` (N, D) with every row of `other` (M, D), (N, M)."""
-    return torch.exp(-torch.cdist(one, other).square() / (2 * width**2))
+    squares = one.square().sum(1, keepdim=True) + other.square().sum(1) - 2 * one @ other.T
+    return torch.exp(squares / (-2 * width**2))

@@ -1,0 +1,122 @@
+"""A defence as a file that a service runs: `python -m gnime.export --target digits --xai lrp --setting gnime OUT.onnx`."""
+
+import argparse
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from .cli import Formatter, Parser, guarded
+from .config import TARGETS, Run, target
+from .errors import GnimeError, UsageError
+from .flagtypes import row_name, target_name
+from .registry import EXPLAINERS, RESIDUAL, Row, find_row
+
+PROGRAM = "python -m gnime.export"
+FORMATS = (".onnx", ".pt2")
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = Parser(PROGRAM, formatter_class=Formatter, allow_abbrev=False, description=(
+        "Write a defence as a program: clean explanation and prediction in, protected explanation out, for any number of "
+        "images. Its metadata say what it protects and how much it leaks."))
+    flags.add_argument("--target", type=target_name, default="digits", metavar="NAME",
+                       help=f"{', '.join(TARGETS)}, or any folder of class folders")
+    flags.add_argument("--xai", choices=EXPLAINERS, default="lrp", help="explainer")
+    flags.add_argument("--setting", type=row_name, required=True, metavar="SETTING",
+                       help="gnime, cond-mean, prototypes-K or cond-prototypes-K")
+    flags.add_argument("--root", type=Path, default=Path(), help="folder of models/, aux/ and figures/")
+    flags.add_argument("out", type=Path, metavar="OUT", help="a file .onnx (onnxruntime runs it) or .pt2 (PyTorch runs it)")
+    return flags
+
+
+def export(run: Run, row: Row, out: Path) -> list[str]:
+    """Writes the row's defence to `out`, whole or not at all. Returns warnings about the evaluation in its metadata.
+
+    Raises:
+        UsageError: the row's maps do not follow from explanation and prediction, or `out` has another suffix.
+        GnimeError: the defence is missing or of an older version, a package is missing, or `out` cannot be written.
+    """
+    if not {"injector", "fitted"} & set(row.needs):
+        raise UsageError(f"--setting {row.name}: cannot be exported; give gnime, cond-mean, prototypes-K or cond-prototypes-K")
+    if out.suffix not in FORMATS:
+        raise UsageError(f"OUT {out}: give a name that ends with {' or '.join(FORMATS)}")
+    if out.is_dir():
+        raise UsageError(f"OUT {out}: is a folder")
+    from . import formats  # these import torch
+    from .paths import Paths
+    from .protected import load_defence
+    from .store import writing
+    from .system import commit
+
+    formats.require_packages(out.suffix)
+    paths = Paths(run)
+    path = paths.injector(row.weight(run.target.inversion_weight)) if "injector" in row.needs else paths.defence(row.name)
+    if not path.exists():
+        script = "train" if "injector" in row.needs else "eval"
+        more = "" if script == "train" else f" --settings predmi expmi {row.name}"
+        raise GnimeError(f"{path} is missing; make it with: {run.command(script)}{more}")
+    network, record = load_defence(path)
+    leakage, notes = evaluation(paths.results, row, record["digest"])
+    metadata = {"setting": row.name, "bits": row.bits, **record, **leakage,
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit()}
+    content = formats.convert(network, _example(network, record), out.suffix, metadata)
+    with writing(out) as part:
+        part.write_bytes(content)
+    return notes
+
+
+def evaluation(path: Path, row: Row, digest: str) -> tuple[dict, list[str]]:
+    """What `results.json` says of the row's leakage, and warnings where it says nothing of this defence or contradicts itself.
+
+    digest: of the defence's file. The numbers are None where the evaluation is missing or of another file.
+    """
+    unknown: dict = {RESIDUAL: None, "interval": None, "best": None, "attackers": None, "evaluated": None, "warnings": []}
+    command = f"eval.py --settings predmi expmi {row.name}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found, networks = content["settings"].get(row.name), content["networks"]
+    except FileNotFoundError:
+        found = None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return unknown, [f"{path}: cannot be read, so the leakage is not in the file; make it again with {command}"]
+    if found is None:
+        return unknown, [f"{path}: {row.name} is not evaluated, so the leakage is not in the file; measure it with {command}"]
+    name = "injector" if "injector" in row.needs else f"{row.name} defence"
+    if networks.get(name, {}).get("digest") != digest:
+        return unknown, [f"{path}: older than the defence, which was made again since, so the leakage is not in the file; "
+                         f"measure it with {command}"]
+    leakage = {RESIDUAL: found.get(RESIDUAL), "interval": found.get(f"{RESIDUAL}_interval"), "best": found.get("best"),
+               "attackers": found.get("attackers"), "evaluated": content.get("commit"), "warnings": content.get("warnings", [])}
+    notes = [f"{path}: the evaluation contradicts itself: {warning}" for warning in leakage["warnings"]]
+    if leakage[RESIDUAL] is None:
+        notes.append(f"{path}: residual leakage is not known without the rows predmi and expmi; measure it with {command}")
+    return leakage, notes
+
+
+def _example(network, record: dict) -> tuple:
+    """Explanations and predictions of three images, of random numbers that are always the same."""
+    import torch
+
+    chance = torch.Generator().manual_seed(0)
+    maps = torch.rand(3, *record["maps"], generator=chance)
+    return maps, 3 * torch.randn(3, record["classes"], generator=chance)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command. Returns the exit code as `cli.main` does."""
+    given = parser().parse_args(arguments)
+    run = Run("eval", target(given.target), given.xai, given.root, given.root / "datasets", gpu=-1)
+
+    def work() -> None:
+        from .system import say, warn
+
+        for note in export(run, find_row(given.setting), given.out):
+            warn(note)
+        say(f"{given.setting}: {given.out}, explanation and prediction in, protected explanation out")
+
+    return guarded(PROGRAM, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
