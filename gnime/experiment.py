@@ -227,10 +227,9 @@ class Experiment:
 
     def _classifier(self, name: str, path: Path) -> TrainedModel:
         """Victim and evaluation classifier differ in their seeds alone."""
-        splits, config = self.data.splits, self.run.train_config("classifier")
+        splits, config, sources = self.data.splits, self.run.train_config("classifier"), [self.images, self.labels]
         if not self._prepares and not exists(path, self.run.root):
             raise Unfinished(f"{path} is missing; make it with: {self.run.command('prepare')}")
-        sources = [self.images, self.labels]
 
         def validate(network: nn.Module) -> float:
             right = sum((network(image).argmax(1) == label).sum().item()

@@ -14,6 +14,7 @@ from pathlib import Path
 import cell
 import env
 
+from gnime.paths import Paths
 from gnime.registry import find_row
 from gnime.reproduce import cell_run, parser
 
@@ -38,11 +39,10 @@ def start(name: str, precision: str) -> subprocess.Popen:
 
 def injector(name: str, precision: str) -> Path:
     """The cell's injector, once it is trained."""
-    from gnime.paths import Paths  # imports torch, which one cell alone does not need
-
     target, xai, seed = name.split(":")
     options = parser().parse_args(cell.flags(precision, name, SETTINGS))
-    return Paths(cell_run("train", options, (target, xai, int(seed)))).injector
+    run = cell_run("train", options, (target, xai, int(seed)))
+    return Paths(run).injector(run.target.inversion_weight)
 
 
 def run(cells: list[str]) -> None:
