@@ -182,7 +182,7 @@ def _intervals(per_image: dict[str, Tensor]) -> dict[str, list[float]]:
         if total := METRICS[name].total:  # monotone in the sum
             n = len(per_image[name])
             low, high = sorted(load(total)(mean * n, n) for mean in (low, high))
-        if math.isfinite(low) and math.isfinite(high):
+        if math.isfinite(low) and math.isfinite(high) and not METRICS[name].scaled:
             found[f"{name}_interval"] = [low, high]
     return found
 

@@ -237,4 +237,4 @@ def _pictures(experiment: Experiment, results: dict[str, Result], content: dict,
               if (history := injector.report.get("history"))}
     _draw(figures.training_curves, paths.training, losses, {name: result.history for name, result in results.items()})
     _draw(charts.frontier, paths.frontier, content, judge(content))
-    html.write(paths, content, shown)
+    _draw(html.write, paths.report, content, shown)

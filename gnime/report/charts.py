@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from ..entries import Metric
-from ..metrics.leakage import is_possible
 from ..registry import DEFENCES, METRICS, RESIDUAL, USEFULNESS, colour, find_row
 from ..store import digest_of
 from .figures import our_style, panels, save
@@ -38,7 +37,8 @@ def frontier(path: Path, content: dict, verdict: Verdict, narrow: bool = False) 
     floor = min((row.kept_span[0] for row in rows if not row.control), default=0.0)
     below = [row for row in rows if row.kept < floor - 0.05]  # controls that would leave no room for the others
     rows = [row for row in rows if row not in below]
-    figure, ((axis,),) = panels(1, 1, (3.9, 4.6) if narrow else (7.6, 4.6))
+    figure, axes = panels(1, 1, (3.9, 4.6) if narrow else (7.6, 4.6))
+    axis = axes[0, 0]
     kinds = list(dict.fromkeys(find_row(row.name).defence for row in rows))
     for kind in kinds:
         curve = sorted((row for row in rows if find_row(row.name).defence == kind), key=lambda row: row.kept)
@@ -105,15 +105,15 @@ def metric_bars(path: Path, content: dict) -> None:
     panels[RESIDUAL] = Metric(RESIDUAL, "residual leakage, best attacker", "", form=".0%", safer="lower")
     settings, columns = content["settings"], 3
     names, lines = list(settings), -(-len(panels) // columns)
-    figure, axes = panels(lines, columns, (11, (0.25 * len(names) + 0.85) * lines + 0.4), sharey=True)
+    figure, axes = panels(lines, columns, (11, (0.25 * len(names) + 0.85) * lines + 0.4))
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     for axis, (name, metric) in zip(axes.flat, panels.items(), strict=False):
         values = [settings[row].get(name) for row in names]
-        if name == RESIDUAL:  # a length that no leakage can have would shrink all others to lines
-            values = [value if is_possible(value, settings[row].get(f"{name}_interval")) else None
-                      for row, value in zip(names, values, strict=True)]
-        spans = [settings[row].get(f"{name}_interval") or (value or 0,) * 2 for row, value in zip(names, values, strict=True)]
+        if name == RESIDUAL:  # a bar that no leakage can have would shrink all others to lines
+            values = [points(content)[row].leak for row in names]
+        spans = [value is not None and settings[row].get(f"{name}_interval") or (value or 0,) * 2
+                 for row, value in zip(names, values, strict=True)]
         widths = np.array([value or 0 for value in values])
         axis.barh(names, widths, color=[colour(find_row(row)) for row in names], height=0.7)
         reach = np.abs(np.array(spans).T - widths)
@@ -123,9 +123,11 @@ def metric_bars(path: Path, content: dict) -> None:
                           fontsize=7, textcoords="offset points")
         axis.set_title(metric.title + (f" ({metric.direction})" if metric.direction else ""), fontsize=9)
         axis.tick_params(labelsize=8)
+        axis.invert_yaxis()  # the first row at the top
+        if axis not in axes[:, 0]:
+            axis.set_yticks([])
         axis.margins(x=0.22)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].invert_yaxis()  # the first row at the top
     figure.suptitle(f"{headline(content)}; the paper's attacker, except where it says otherwise", fontsize=10)
     figure.tight_layout(rect=(0, 0, 1, 0.99))
     save(figure, path)

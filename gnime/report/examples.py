@@ -17,7 +17,7 @@ class Example:
 
     Attributes:
         why: "first", "median" or "worst".
-        name, label: its file or its number in `aux/`; its class.
+        name, label: its file or its number; its class.
         image, explanation: (C, S, S) uint8.
         maps, found: row -> the protected map, None where it is withheld; the reconstruction. uint8.
         errors: row -> MSE of the reconstruction.
@@ -37,7 +37,7 @@ class Example:
 
 
 def names(experiment: Experiment) -> list[str]:
-    """Of each test image, its file, or its number in `aux/` where the files are not known."""
+    """Of each test image, its file or its number in the source, or its number in `aux/` where these are not known."""
     test, file = experiment.data.splits.test, experiment.paths.files
     lines = file.read_text(encoding="utf-8", errors="backslashreplace").splitlines() if file.exists() else []
     return lines[test.start : test.stop] if len(lines) == len(experiment.data.images) else [str(i) for i in test]

@@ -28,10 +28,10 @@ def save(figure: Figure, path: Path, note: str | None = None) -> None:
         figure.savefig(part, format="png", dpi=120, bbox_inches="tight", metadata={NOTE: note} if note else None)
 
 
-def panels(lines: int, columns: int, size: tuple[float, float], **shared: bool) -> tuple[Figure, np.ndarray]:
+def panels(lines: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     """A figure and its axes (lines, columns)."""
     figure = Figure(figsize=size)
-    return figure, figure.subplots(lines, columns, squeeze=False, **shared)
+    return figure, figure.subplots(lines, columns, squeeze=False)
 
 
 def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> None:
@@ -63,8 +63,8 @@ def comparison(path: Path, headline: str, examples: list[Example], labels: dict[
     labels: row -> what stands at the left of its line. The first line has the images and their explanations.
     """
     side = 1.15
-    figure, axes = panels(len(labels) + 1, 2 * len(examples),
-                          (2 * side * len(examples) + 2.2, (side + 0.22) * (len(labels) + 1) + 0.9))
+    size = 2 * side * len(examples) + 2.2, (side + 0.22) * (len(labels) + 1) + 0.9
+    figure, axes = panels(len(labels) + 1, 2 * len(examples), size)
     for j, example in enumerate(examples):
         _draw(axes[0, 2 * j], example.image, f"{example.why}: {_cut(example.name, 18)}", "private image")
         _draw(axes[0, 2 * j + 1], example.explanation, f"class {_cut(example.label, 18)}", "explanation")

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import PUBLISHED
-from ..paths import Paths
 from ..registry import ATTACKERS, EXPLAINERS, METRICS, RESIDUAL, ROWS, find_row
 from ..store import write_text
 from . import charts
@@ -22,8 +21,8 @@ KNOWLEDGE = {"data": "other images of the same kind, with the service's answers 
 LEAST = 96  # pixels: smaller pictures are enlarged by whole numbers, so that no viewer blurs them
 
 
-def write(paths: Paths, content: dict, examples: list[Example]) -> None:
-    """Writes the report of a run whose charts are drawn already.
+def write(path: Path, content: dict, examples: list[Example]) -> None:
+    """Writes the report of a run whose charts lie in its folder already.
 
     Raises:
         GnimeError: the file cannot be written.
@@ -31,14 +30,14 @@ def write(paths: Paths, content: dict, examples: list[Example]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         narrow = Path(folder) / "frontier.png"
         charts.frontier(narrow, content, judge(content), narrow=True)
-        pictures = {"frontier": paths.frontier.read_bytes(), "frontier narrow": narrow.read_bytes(),
-                    "training": paths.training.read_bytes()}
+        pictures = {"frontier": path.with_name("frontier.png").read_bytes(), "frontier narrow": narrow.read_bytes(),
+                    "training": path.with_name("training.png").read_bytes()}
     for i, example in enumerate(examples):
         pictures |= {f"{i} image": _png(example.image), f"{i} explanation": _png(example.explanation)}
         for name in example.found:
             pictures |= {f"{i} found {name}": _png(example.found[name])}
             pictures |= {f"{i} map {name}": _png(seen) for seen in [example.maps[name]] if seen is not None}
-    write_text(paths.report, render(content, pictures))
+    write_text(path, render(content, pictures))
 
 
 def _png(picture: Tensor) -> bytes:

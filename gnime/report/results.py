@@ -137,8 +137,8 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
           chosen: tuple[str, list[Example]]) -> dict:
     """Writes `results.json`, with all that is needed to repeat the run, `results.csv` and `per_image.csv`. Returns the first.
 
-    references: numbers of `references.references`, as measured, not scaled.
-    chosen: the rule of the pictures and the images; see `examples.choose`.
+    Its "references" are the numbers of `references.references` as measured, not scaled. chosen: the rule of the pictures and
+    the images; see `examples.choose`.
     """
     run, data, device = _portable(experiment.run), experiment.data, experiment.device
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
@@ -153,8 +153,8 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
         "source": data.source,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
-        "configuration": _as_trained(run.describe(), networks), "precision": device.precision, "command": run.command("eval"),
-        "commands": [run.command(script) for script in ("prepare", "train", "eval")],
+        "configuration": _as_trained(run.describe(), networks), "precision": device.precision,
+        "command": run.command("eval"), "commands": [run.command(script) for script in ("prepare", "train", "eval")],
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
                             "answers": 1 if find_row(name).draws else None, **result.numbers}
                      for name, result in results.items()},

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..config import PUBLISHED
+from ..metrics.leakage import is_possible
 from ..registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, USEFULNESS, find_row, injector_row
 
 Interval = tuple[float, float]
@@ -122,8 +123,9 @@ def points(content: dict) -> dict[str, Point]:
 
 
 def _leak(numbers: dict) -> float | None:
-    """Residual leakage; None where the undefended leak is so small that no interval could be given."""
-    return numbers.get(RESIDUAL) if numbers.get(f"{RESIDUAL}_interval", True) else None
+    """Residual leakage; None where it is impossible, or the undefended leak is so small that no interval could be given."""
+    leak, span = numbers.get(RESIDUAL), numbers.get(f"{RESIDUAL}_interval", ())
+    return leak if span is not None and is_possible(leak, span) else None
 
 
 def _span(numbers: dict, metric: str, value: float | None) -> Interval | None:
