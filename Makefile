@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := .demo
+ROWS := predmi expmi rnd gnime cond-mean prototypes-16
 
-.PHONY: demo test lint stress clean
+.PHONY: demo example test lint stress clean
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -17,8 +18,11 @@ DEMO := .demo
 demo: .venv/ready
 	$(BIN)/python prepare.py --target digits --xai lrp --gpu 0 --root $(DEMO)
 	$(BIN)/python train.py --target digits --xai lrp --gpu 0 --root $(DEMO)
-	$(BIN)/python eval.py --target digits --xai lrp --gpu 0 --root $(DEMO)
-	@echo "pictures: $(CURDIR)/$(DEMO)/figures/digits_lrp"
+	$(BIN)/python eval.py --target digits --xai lrp --gpu 0 --root $(DEMO) --settings $(ROWS)
+
+example: demo
+	cp $(DEMO)/figures/digits_lrp/report.html docs/example-report.html
+	cp $(DEMO)/figures/digits_lrp/results.json docs/example-report.json
 
 test: .venv/ready-tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

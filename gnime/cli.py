@@ -12,7 +12,7 @@ from pathlib import Path
 from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, target
 from .errors import GnimeError, fixable
-from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row
+from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, find_row, injector_row
 from .streams import open_standard_streams, tell
 from .threads import configure_threads
 
@@ -78,6 +78,17 @@ def _rate(text: str) -> float:
     return value
 
 
+def _weight(text: str) -> float:
+    value = _positive(text)
+    try:
+        same = find_row(injector_row(value)).parameters["weight"] == value
+    except ValueError:
+        same = False
+    if not same:
+        raise argparse.ArgumentTypeError(f"{text} has too many digits: the injector's name carries six at most")
+    return value
+
+
 def target_name(text: str) -> str:
     """A type for flags: a name that can be a folder in --datasets and a part of a file's name."""
     letters = "".join(c for c in text if not unicodedata.category(c).startswith("M") and c not in JOINERS)
@@ -131,8 +142,9 @@ def parser(script: str) -> argparse.ArgumentParser:
     training.add_argument("--lr", type=_rate, metavar="R", help=f"Adam's learning rate {_default(CONFIGS[script] + 'lr')}")
     training.add_argument("--width", type=_width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
     if script == "train":
-        training.add_argument("--weight", type=_positive, metavar="A",
-                              help=f"of the inversion loss in the injector's loss {_default('inversion_weight')}")
+        training.add_argument("--weight", nargs="+", type=_weight, default=(), metavar="A",
+                              help="of the inversion loss in the injector's loss; one injector for each, which eval.py calls "
+                                   f"{injector_row(0)[:-1]}A {_default('inversion_weight')}")
     add_official(training)
     place = flags.add_argument_group("device and folders")
     place.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
@@ -190,15 +202,14 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     record = target(given.target, given.image_size)
     if given.width:
         record = replace(record, width=given.width)
-    if getattr(given, "weight", None) is not None:
-        record = replace(record, inversion_weight=given.weight)
     if record.width < record.size:
         flags.error(f"argument --width: {record.width}: images of side {record.size} need at least {record.size}")
     rows = tuple(dict.fromkeys(getattr(given, "settings", ())))
     return Run(script, record, given.xai, given.root, given.datasets or given.root / "datasets", given.seed, given.limit,
                given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
                rows, getattr(given, "attackers", ()), getattr(given, "skip_bad", False),
-               getattr(given, "drop_duplicates", None), getattr(given, "jobs", 1), given.published, given.lr)
+               getattr(given, "drop_duplicates", None), getattr(given, "jobs", 1), given.published, given.lr,
+               weights=tuple(dict.fromkeys(getattr(given, "weight", ()))))
 
 
 def main(script: str, arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .registry import DEFAULT_ATTACKERS
+from .registry import DEFAULT_ATTACKERS, injector_row, injector_weights
 
 SHUFFLE_SEED_PURPOSE = "shuffle"
 TEST_FRACTION = 0.2  # of the attacker's half; no attacker trains on it [P]
@@ -154,6 +154,7 @@ class Run:
     jobs: int = 1  # attackers that are trained at once
     published: str = "logits"  # a name in PUBLISHED: the form in which all but the victim see a prediction
     lr: float | None = None
+    weights: tuple[float, ...] = ()  # of the inversion loss, of train.py: one injector each; empty: the target's alone
 
     @property
     def published_part(self) -> str:
@@ -193,16 +194,21 @@ class Run:
                  "--published": self.published if self.published_part else None}
         switches = {}
         if script == self.script:
-            weight, usual = self.target.inversion_weight, target(self.target.name).inversion_weight
             flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--lr": self.lr, "--precision": self.precision,
-                      "--weight": weight if script == "train" and weight != usual else None}
-            flags["--drop-duplicates"] = self.drop_duplicates
+                      "--drop-duplicates": self.drop_duplicates}
             flags["--jobs"] = self.jobs if self.jobs > 1 else None
             switches |= {"--deterministic": self.deterministic, "--skip-bad": self.skip_bad}
         words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
         words += [switch for switch, on in switches.items() if on] + self.official_flag()
+        usual = self.target.inversion_weight
+        weights = self.weights or injector_weights(self.rows, usual)
+        if script == "train" and weights not in ((), (usual,)):
+            words += ["--weight", *(f"{weight:g}" for weight in weights)]
         if script == self.script and self.rows:
             words += ["--settings", *self.rows]
+        elif script == "eval" and self.weights not in ((), (usual,)):
+            words += ["--settings", "predmi", "expmi", *(["rnd", "gnime"] if usual in weights else []),
+                      *(injector_row(weight) for weight in weights if weight != usual)]
         if script == self.script and self.attackers not in ((), DEFAULT_ATTACKERS):
             words += ["--attackers", *self.attackers]
         return " ".join(["python", f"{script}.py", *words])
@@ -220,10 +226,11 @@ class Run:
         """The resolved configuration in one line."""
         network = {"prepare": "classifier", "train": "injector", "eval": "expmi"}[self.script]
         config, shape = self.train_config(network), (self.target.channels, self.target.size, self.target.size)
+        weights = " ".join(f"{weight:g}" for weight in self.weights or (self.target.inversion_weight,))
         mode = " ".join(self.official_flag()).removeprefix("--") or "default"
         return ", ".join([
             f"target {self.target.name} {shape}", f"xai {self.xai}", f"seed {self.seed}", f"limit {self.limit or 'none'}",
-            f"width {self.target.width}", f"weight {self.target.inversion_weight:g}", f"epochs {config.epochs}",
+            f"width {self.target.width}", f"weight {weights}", f"epochs {config.epochs}",
             f"batch {config.batch_size}", f"lr {config.lr:g}", f"patience {config.patience}",
             f"mode {mode}", *([f"published {self.published}"] if self.published_part else []), f"root {self.root}",
             f"datasets {self.datasets}"])
@@ -232,7 +239,7 @@ class Run:
         """The configuration as plain data, for `results.json`."""
         plain = asdict(self)
         plain["settings"] = plain.pop("rows")
-        del plain["jobs"]  # changes no result
+        del plain["jobs"], plain["weights"]  # the one changes no result, the other is told by each injector's own file
         if not self.published_part:
             del plain["published"]  # files of the paper's form say nothing of it
         plain["target"] = self.target.name

@@ -37,13 +37,15 @@ class Explainer(Entry):
 
 @dataclass(frozen=True)
 class Number:
-    """The one parameter of a defence that the names of its rows carry, as in `prototypes-16`.
+    """The one parameter of a defence that the names of its rows carry, as in `prototypes-16` and `gnime@100`.
 
     Attributes:
         parameter, type: its name and type in the defence's function.
         letter: stands for it in --help and titles.
         pattern: regular expression of the numbers that are allowed, each in one spelling.
         words: the same in words.
+        mark: between the defence's name and the number.
+        instead_of: what the defence does not need where the number is given.
     """
 
     parameter: str
@@ -51,6 +53,8 @@ class Number:
     letter: str
     pattern: str
     words: str
+    mark: str = "-"
+    instead_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,7 @@ class Metric(Entry):
         form: format of its numbers in tables.
         scaled: whether its number is told as 0 for random maps and 1 for the clean ones; see `references`.
         safer: "higher" or "lower": which of two defences protects better; empty where that does not follow.
+        useful: likewise, which of two maps keeps more of the explanation.
     """
 
     takes: tuple[str, ...] = ()
@@ -121,3 +126,9 @@ class Metric(Entry):
     form: str = ".4f"
     scaled: bool = False
     safer: str = ""
+    useful: str = ""
+
+    @property
+    def direction(self) -> str:
+        """In words."""
+        return f"{self.safer}: safer" if self.safer else f"{self.useful}: keeps more" if self.useful else ""

@@ -19,10 +19,10 @@ from .device import full_fp32
 from .entries import load
 from .errors import GnimeError
 from .experiment import Experiment
-from .metrics.leakage import bootstrap_interval, mse
+from .metrics.leakage import bootstrap_intervals, mse
 from .registry import ATTACKERS, DEFENCES, METRICS, Row
 
-SHOWN = 5  # test images in the pictures: they fit a screen
+KEPT = 500  # test images whose reconstructions are kept, to choose pictures from
 
 
 @dataclass
@@ -31,8 +31,8 @@ class Measured:
 
     numbers: dict[str, float | None]
     per_image: dict[str, Tensor]
-    shown: Tensor  # (SHOWN, C, S, S) reconstructions
-    shown_explanation: Tensor | None
+    shown: Tensor  # (at most KEPT, C, S, S) uint8, reconstructions
+    shown_explanation: Tensor | None  # (at most KEPT, K, h, w) uint8
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Result:
             (the same of attackers that know more than the data; `verdict.compare_beside` adds to it).
         errors: (n,) squared error of the best attacker, per test image.
         beside: the same of each attacker that knows more, of the first of the test images or of all.
-        shown, shown_explanation: the best attacker's reconstructions of the first test images, and the maps it saw.
+        shown, shown_explanation: the best attacker's reconstructions of the first test images, and the maps it saw; uint8.
         costs: seconds that each attacker took to learn.
         attacker, history: of the paper's attacker, the record and the errors by epoch.
     """
@@ -161,11 +161,28 @@ def measure(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerDat
                 if name not in per_image:
                     per_image[name] = torch.empty(len(test), dtype=found.dtype)
                 per_image[name][rows.start - test.start : rows.stop - test.start] = found
-            if (missing := SHOWN - sum(map(len, pictures))) > 0:
-                pictures.append(reconstruction[:missing].cpu().clone())
-                maps += [] if protected is None else [protected[:missing].cpu().clone()]
+            if (missing := KEPT - sum(map(len, pictures))) > 0:
+                pictures.append(as_bytes(reconstruction[:missing]))
+                maps += [] if protected is None else [as_bytes(protected[:missing])]
     numbers = {name: _over_images(METRICS[name].total, values) for name, values in per_image.items()}
     return Measured(numbers, per_image, torch.cat(pictures), torch.cat(maps) if maps else None)
+
+
+def as_bytes(pictures: Tensor) -> Tensor:
+    """Numbers in [0, 1] as uint8 on the CPU; others are cut to that range."""
+    return pictures.float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+
+
+def _intervals(per_image: dict[str, Tensor]) -> dict[str, list[float]]:
+    """95 % intervals over test images of each metric of one attacker, as `<metric>_interval`."""
+    found = {}
+    for name, (low, high) in zip(per_image, bootstrap_intervals(list(per_image.values())), strict=True):
+        if total := METRICS[name].total:  # monotone in the sum
+            n = len(per_image[name])
+            low, high = sorted(load(total)(mean * n, n) for mean in (low, high))
+        if math.isfinite(low) and math.isfinite(high) and not METRICS[name].scaled:
+            found[f"{name}_interval"] = [low, high]
+    return found
 
 
 def _over_images(total: str, values: Tensor) -> float | None:
@@ -216,8 +233,7 @@ def evaluate_row(experiment: Experiment, row: Row) -> Result:
             reasons[name] = str(error)
         costs[name] = round(time.monotonic() - began, 2)
     mse_of = {name: found.per_image["mse"] for name, found in measured.items()}
-    numbers = measured[paper].numbers | {
-        "mse_interval": list(bootstrap_interval(mse_of[paper])),
+    numbers = measured[paper].numbers | _intervals(measured[paper].per_image) | {
         "mse_quantiles": torch.quantile(mse_of[paper].double(), torch.tensor(QUANTILES, dtype=torch.double)).tolist(),
         "best": {"attacker": best} | {name: measured[best].numbers[name] for name in VERDICT_METRICS},
         "attackers": {name: {"mse": measured[name].numbers["mse"], "validation": errors[name]} for name in names},

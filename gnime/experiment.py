@@ -17,11 +17,12 @@ from .data import AttackerData, Data
 from .defences import DefenceInputs, DefenderData
 from .defences.class_mean import class_means
 from .defences.fitting import FitTask, load_or_fit
-from .device import Device, full_fp32
+from .defences.noise import mean_distortion
+from .device import Device
 from .errors import GnimeError, Unfinished
 from .networks import NetworkTask, TrainedModel, build, classifier_spec, injector_spec, inverter_spec
 from .ops import accelerate
-from .registry import ATTACKERS, ROWS, Row
+from .registry import ATTACKERS, ROWS, Row, injector_row
 from .resuming import StateFile
 from .store import Paths, artifact_lock, exists, prepare_root
 from .system import commit, release_freed_memory, say, warn
@@ -35,14 +36,14 @@ class Experiment:
         run, device, paths: the resolved command line, the device, the places of artifacts.
         trains: False: a network that is not there, or not finished, raises `Unfinished`.
 
-    Its properties are found on disk or made when they are first used. prepare.py may make data, classifiers and
-    explanations, train.py the injector, eval.py attackers; anything else that is missing raises a `GnimeError` that names
-    the command which makes it.
+    Its properties are found on disk or made when they are first used. prepare.py may make data, classifiers, explanations,
+    train.py injectors, eval.py attackers; anything else that is missing raises a `GnimeError` that names its command.
     """
 
     def __init__(self, run: Run, trains: bool = True):
         self.run, self.device, self.paths, self.trains = run, Device(run), Paths(run), trains
         self._fitted: dict[str, TrainedModel] = {}
+        self._injectors: dict[float, TrainedModel] = {}
         self._told: set[Path] = set()
 
     def for_one_process(self) -> "Experiment":
@@ -105,45 +106,45 @@ class Experiment:
         """The attacker's half, undefended."""
         return AttackerData.from_splits(self.data.splits, self.service)
 
-    # ------------------------------------------------------------------ the injector, which pipeline.train makes
-
-    def injector_task(self, train: Callable = None) -> NetworkTask:
-        """The noise injector, found where `train` is None."""
+    def injector_task(self, weight: float, train: Callable = None) -> NetworkTask:
+        """The noise injector of that weight, found where `train` is None."""
         shape = tuple(self.explanations.rows.shape[1:3])
         mean, std = mean_std(self.explanations.rows, self.data.splits.defender)
         if std == 0:
-            raise GnimeError(f"{self.paths.explanations}: every explanation is the same constant; the injector has nothing to "
-                             "hide")
+            raise GnimeError(f"{self.paths.explanations}: every explanation is the same constant; nothing is to be hidden")
         config = self.run.train_config("injector")
         identity = {"kind": "injector", "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
                     "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
                     "official": self.run.repeats("scale", "optimiser")} | self.run.published_identity
+        usual = weight == self.run.target.inversion_weight
+        if train or not usual:  # the usual one is used whatever its weight is
+            identity["weight"] = weight
         if train:
-            identity |= {"weight": self.run.target.inversion_weight, "stage": config.identity(),
-                         "precision": self.device.precision}
+            identity |= {"stage": config.identity(), "precision": self.device.precision}
+        name, path = "injector" if usual else injector_row(weight), self.paths.injector(weight)
         spec = injector_spec(self.run.target, shape, len(self.data.classes), mean, std)
-        return NetworkTask("injector", self.paths.injector, spec, identity, config, ("injector",), train, extend=bool(train),
-                           own_folder=True)
+        return NetworkTask(name, path, spec, identity, config, ("injector",), train, extend=bool(train), own_folder=True)
 
-    @cached_property
-    def trained_injector(self) -> TrainedModel:
-        if not exists(self.paths.injector, self.run.root):
-            raise Unfinished(f"{self.paths.injector} is missing; make it with: {self.run.command('train')}")
-        return self.load_or_train(self.injector_task())
+    def injector_of(self, weight: float) -> TrainedModel:
+        """The trained injector of that weight."""
+        if weight not in self._injectors:
+            task = self.injector_task(weight)
+            if not exists(task.path, self.run.root):
+                raise Unfinished(f"{task.path} is missing; make it with: {self.run.command('train')}")
+            self._injectors[weight] = self.load_or_train(task)
+        return self._injectors[weight]
 
-    # ------------------------------------------------------------------ the material of defences; see DefenceInputs
+    def row_injector(self, row: Row) -> TrainedModel:
+        """The injector of the weight that the row's name carries, or of the target's."""
+        return self.injector_of(row.weight(self.run.target.inversion_weight))
 
-    @property
-    def injector(self) -> nn.Module:
-        return self.trained_injector.network
+    trained_injector = property(lambda self: self.injector_of(self.run.target.inversion_weight))
+
+    injector = property(lambda self: self.trained_injector.network)
 
     @cached_property
     def variance(self) -> float:
-        shown, total = self.attacker_data, 0.0
-        with full_fp32(), torch.no_grad():
-            for _, (clean, prediction) in iter_batches([shown.explanations, shown.predictions], shown.test, self.device.torch):
-                total += (self.injector(clean, prediction) - clean).square().flatten(1).mean(1).double().sum().item()
-        return total / len(shown.test)
+        return mean_distortion(self.injector, self.attacker_data, self.device)
 
     @cached_property
     def trained_frozen_inverter(self) -> TrainedModel:
@@ -180,10 +181,9 @@ class Experiment:
         return self._fitted[row.name]
 
     def defence_inputs(self, row: Row) -> DefenceInputs:
+        own = {"fitted": self.fitted_defence, "injector": self.row_injector}  # which depend on the row
         return DefenceInputs(self.run.seed, **{
-            need: self.fitted_defence(row).network if need == "fitted" else getattr(self, need) for need in row.needs})
-
-    # ------------------------------------------------------------------ identities and networks
+            need: own[need](row).network if need in own else getattr(self, need) for need in row.needs})
 
     def identity(self, row: Row) -> dict:
         """The plain data that decides what a row's attackers see."""
@@ -192,7 +192,7 @@ class Experiment:
         if row.defence is not None:
             identity |= {"xai": self.run.xai, "explanations": self.explanations.digest}
         if row.needs_injector:
-            identity |= {"injector": self.trained_injector.digest}
+            identity |= {"injector": self.row_injector(row).digest}
         if "fitted" in row.needs:
             identity |= {"defence": self.fitted_defence(row).digest}
         if "frozen_inverter" in row.needs:

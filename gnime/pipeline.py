@@ -13,20 +13,23 @@ from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .config import PICTURE_EVERY, Run
 from .errors import GnimeError, Unfinished, printable
-from .evaluate import SHOWN, Result, evaluate_row, train_attackers, try_defence
+from .evaluate import Result, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
 from .networks import build, inverter_spec
 from .ops import accelerate
 from .parallel import run_side_by_side
 from .references import references, scale
-from .registry import Row, find_row
-from .report import figures
+from .registry import Row, find_row, injector_weights
+from .report import charts, examples, figures, html
 from .report import results as files
+from .report.verdict import judge
 from .resuming import StateFile
 from .store import artifact_lock
 from .system import say, seconds_since, stray_variables, warn
 from .training import MinMaxTask, fit_minmax
 from .verdict import compare, compare_beside
+
+SHOWN = 5  # images in the pictures of the injector's training: they fit a screen
 
 
 def _begin(run: Run, trains: bool = True) -> Experiment:
@@ -73,27 +76,28 @@ def _tell_victim(experiment: Experiment) -> None:
 
 
 def train(run: Run) -> None:
-    """The noise injector."""
+    """The noise injector of each weight."""
     began = time.monotonic()
     experiment = _begin(run)
     _tell_victim(experiment)
-    _train_injector(experiment)
+    for weight in run.weights or (run.target.inversion_weight,):
+        _train_injector(experiment, weight)
     say(f"done in {seconds_since(began)}; next: {run.command('eval')}")
 
 
-def _train_injector(experiment: Experiment) -> None:
+def _train_injector(experiment: Experiment, weight: float) -> None:
     run, paths = experiment.run, experiment.paths
     defender, config = experiment.data.splits.defender, run.train_config("injector")
-    task = experiment.injector_task(_injector_training(experiment))
+    task = experiment.injector_task(weight, _injector_training(experiment, weight))
     if config.batch_size > len(defender):
         say(f"batch         {len(defender)}, the whole defender's half: it is smaller than {config.batch_size}")
     injector = experiment.load_or_train(task)
     if experiment.device.rank == 0 and injector.report:
-        with artifact_lock(paths.injector, paths.root, folder=True):
-            _draw(figures.injector_losses, paths.injector_losses, injector.report["history"], run.target.inversion_weight)
+        with artifact_lock(paths.injector(weight), paths.root, folder=True):
+            _draw(figures.injector_losses, paths.injector_losses(weight), injector.report["history"], weight)
 
 
-def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile], dict]:
+def _injector_training(experiment: Experiment, weight: float) -> Callable[[nn.Module, StateFile], dict]:
     """Trains an injector against a sparring inverter, with a checkpoint and a picture every `PICTURE_EVERY` epochs."""
     run, paths, device = experiment.run, experiment.paths, experiment.device
     defender, classes = experiment.data.splits.defender, len(experiment.data.classes)
@@ -104,7 +108,7 @@ def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile
         inverter = accelerate(build(spec, run.seed, "injector's inverter"))
 
         def checkpoint(epoch: int) -> None:
-            network, picture = paths.injector_at(epoch)
+            network, picture = paths.injector_at(weight, epoch)
             tensors = {name: value.contiguous() for name, value in injector.state_dict().items()}
             identity = {name: value for name, value in file.identity.items() if name != "spec"}
             save_checkpoint(network, tensors, file.identity["spec"], identity | {"epochs": epoch}, {})
@@ -117,7 +121,7 @@ def _injector_training(experiment: Experiment) -> Callable[[nn.Module, StateFile
             _draw(figures.injector_progress, picture, *pictures)
 
         task = MinMaxTask(injector, inverter, run.train_config("injector"), [explanations, predictions, images], defender,
-                          run.target.inversion_weight, run.seed, PICTURE_EVERY, checkpoint, bool(run.repeats("scale")))
+                          weight, run.seed, PICTURE_EVERY, checkpoint, bool(run.repeats("scale")))
         return fit_minmax(task, file, device)
 
     return fit
@@ -153,8 +157,8 @@ def train_row(run: Run, name: str, before: tuple[Run, Run] | None = None) -> Non
     """The attackers of one row, left on disk; `before`: the runs of prepare.py and train.py, of which it makes its share."""
     if before:
         _prepare(Experiment(before[0]))
-        if find_row(name).needs_injector:
-            _train_injector(Experiment(before[1]))
+        for weight in injector_weights([name], run.target.inversion_weight):
+            _train_injector(Experiment(before[1]), weight)
     train_attackers(Experiment(run), find_row(name))
 
 
@@ -170,6 +174,7 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
     warnings, maps = _warnings(experiment, rows, results), references(experiment)
     for result in results.values():
         result.numbers = scale(result.numbers, maps)
+    chosen = examples.choose(experiment, results)
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
         files.verdict_table(results), "", *files.beside_table(results), "the maps, beside clean and random ones:",
         files.usefulness_table(results, maps), "", *files.skipped(results),
@@ -177,9 +182,10 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
     for warning in warnings:
         warn(warning)
     with artifact_lock(experiment.paths.results, experiment.run.root, folder=True):
-        content = files.write(experiment, results, maps, warnings, seconds_since(began))
-        _pictures(experiment, results)
-    say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}")
+        content = files.write(experiment, results, maps, warnings, seconds_since(began), chosen)
+        _pictures(experiment, results, content, chosen[1])
+    say(f"done in {seconds_since(began)}; table and pictures: {experiment.paths.results.parent}", "",
+        *judge(content).lines(), f"report: {experiment.paths.report}")
     return content
 
 
@@ -206,13 +212,13 @@ def _draw(picture: Callable, path: Path, *content: object) -> None:
         warn(printable(reason))
 
 
-def _pictures(experiment: Experiment, results: dict[str, Result]) -> None:
-    paths, shown = experiment.paths, experiment.attacker_data
-    arrays = shown.images, shown.explanations
-    image, explanation = (gather_rows(array, shown.test[:SHOWN], torch.device("cpu")).cpu().contiguous() for array in arrays)
-    _draw(figures.comparison, paths.comparison, image, explanation, results)
-    _draw(figures.metric_bars, paths.metrics, results)
-    injector = experiment.trained_injector if any(find_row(name).needs_injector for name in results) else None
-    losses, weight = (injector.report.get("history", []), injector.made_by.get("weight", 0.0)) if injector else ([], 0.0)
-    histories = {name: result.history for name, result in results.items()}
-    _draw(figures.training_curves, paths.training, losses, histories, weight)
+def _pictures(experiment: Experiment, results: dict[str, Result], content: dict, shown: list[examples.Example]) -> None:
+    paths, usual = experiment.paths, experiment.run.target.inversion_weight
+    _draw(figures.comparison, paths.comparison, charts.headline(content), shown, charts.row_labels(content))
+    _draw(charts.metric_bars, paths.metrics, content)
+    injectors = [experiment.injector_of(weight) for weight in injector_weights(results, usual)]
+    losses = {injector.made_by.get("weight", usual): history for injector in injectors
+              if (history := injector.report.get("history"))}
+    _draw(figures.training_curves, paths.training, losses, {name: result.history for name, result in results.items()})
+    _draw(charts.frontier, paths.frontier, content, judge(content))
+    _draw(html.write, paths.report, content, shown)

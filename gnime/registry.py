@@ -64,7 +64,15 @@ class Row:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return DEFENCES[self.defence].needs if self.defence else ()
+        if not self.defence:
+            return ()
+        needs, number = DEFENCES[self.defence].needs, DEFENCES[self.defence].number
+        given = number is not None and number.parameter in self.parameters
+        return tuple(need for need in needs if not (given and need == number.instead_of))
+
+    def weight(self, usual: float) -> float:
+        """The weight of the injector that it needs; `usual` where its name carries none."""
+        return self.parameters.get("weight", usual)
 
     @property
     def needs_injector(self) -> bool:
@@ -107,16 +115,19 @@ def _chosen(clusters: int) -> float:
 
 
 CLUSTERS = Number("clusters", int, "K", r"[1-9][0-9]{0,8}", "any whole K from 1")
+_AMOUNT = r"(?:0|[1-9][0-9]{0,5})(?:\.[0-9]{0,5}[1-9])?"
+WEIGHT = Number("weight", float, "A", _AMOUNT, "any A from 0", mark="@")
+DISTORTION = Number("distortion", float, "D", _AMOUNT, "any D from 0", mark="@", instead_of="variance")
 SHARE = Number("share", float, "S", r"0\.[0-9]{0,5}[1-9]", "0 < S < 1")
 FITTED = {"function": "gnime.defences.fitting:fitted", "needs": ("fitted",)}
 
 DEFENCES = _by_name(
     Defence("none", "undefended", "gnime.defences.controls:none", colour="#d62728"),
     Defence("rnd", "Gaussian noise", "gnime.defences.noise:rnd", colour="#ff7f0e", needs=("variance",),
-            draws=True),
+            number=DISTORTION, draws=True),
     Defence("ond", "adversarial noise (ours)", "gnime.defences.ond:ond", colour="#9467bd",
             needs=("variance", "frozen_inverter"), draws=True),
-    Defence("gnime", "GNIME", "gnime.defences.gnime:gnime", colour="#1f77b4", needs=("injector",)),
+    Defence("gnime", "GNIME", "gnime.defences.gnime:gnime", colour="#1f77b4", needs=("injector",), number=WEIGHT),
     Defence("negative", "1 - e", "gnime.defences.controls:negative", colour="#8c564b"),
     Defence("permutation", "secret pixel permutation", "gnime.defences.controls:permutation", colour="#e377c2"),
     Defence("class-mean", "mean explanation of the predicted class", "gnime.defences.class_mean:class_mean", colour="#17becf",
@@ -152,15 +163,17 @@ METRICS = _by_name(
     Metric("tca", "TCA", "gnime.metrics.leakage:correct", takes=("evaluation_logits", "label")),
     Metric("deepsim", "DeePSiM", "gnime.metrics.leakage:squared_distance", takes=("image_features", "reconstruction_features"),
            total="gnime.metrics.leakage:deepsim_of"),
-    Metric("distortion", "distortion", "gnime.metrics.leakage:mse", takes=("clean", "protected")),
-    Metric("pearson", "Pearson", "gnime.metrics.usefulness:pearson", takes=("clean", "protected")),
-    Metric("spearman", "Spearman", "gnime.metrics.usefulness:spearman", takes=("clean", "protected")),
-    Metric("top_overlap", "top-10 % overlap", "gnime.metrics.usefulness:top_overlap", takes=("clean", "protected")),
+    Metric("distortion", "distortion", "gnime.metrics.leakage:mse", takes=("clean", "protected"), useful="lower"),
+    Metric("pearson", "Pearson", "gnime.metrics.usefulness:pearson", takes=("clean", "protected"), useful="higher"),
+    Metric("spearman", "Spearman", "gnime.metrics.usefulness:spearman", takes=("clean", "protected"), useful="higher"),
+    Metric("top_overlap", "top-10 % overlap", "gnime.metrics.usefulness:top_overlap", takes=("clean", "protected"),
+           useful="higher"),
     Metric("deletion", "deletion", "gnime.metrics.usefulness:deletion", takes=("victim", "image", "protected"), form=".2f",
-           scaled=True),
+           scaled=True, useful="higher"),
     Metric("insertion", "insertion", "gnime.metrics.usefulness:insertion", takes=("victim", "image", "protected"), form=".2f",
-           scaled=True),
+           scaled=True, useful="higher"),
 )
+USEFULNESS = "pearson"  # the metric that stands beside leakage: of a map against the clean one, which has 1
 RESIDUAL = "residual_leakage"  # compares rows, so no metric of one; in every table after the metrics
 
 
@@ -197,25 +210,44 @@ DEFAULT_ATTACKERS = ("predmi", "expmi", "kernel")  # of every row: the paper's t
 CONTROLS = tuple(row.name for row in ROWS.values() if row.control)
 
 
-# a defence whose rows' names carry a number has a row for every number, like the first of its rows in ROWS
+# a defence whose rows' names may carry a number has a row for every number, like the first of its rows in ROWS
 FAMILIES = {defence.name: next(row for row in ROWS.values() if row.defence == defence.name)
             for defence in DEFENCES.values() if defence.number}
-KNOWN = ", ".join([*ROWS, *(f"{name}-{DEFENCES[name].number.letter} ({DEFENCES[name].number.words})" for name in FAMILIES)])
+KNOWN = ", ".join([*ROWS, *(f"{name}{number.mark}{number.letter} ({number.words})"
+                            for name in FAMILIES for number in [DEFENCES[name].number])])
 
 
 def find_row(name: str) -> Row:
-    """The row of that name: one of `ROWS`, or one of `FAMILIES` with another number, as "prototypes-6".
+    """The row of that name: one of `ROWS`, or one of `FAMILIES` with another number, as "prototypes-6" or "gnime@100".
 
     Raises:
         ValueError: there is none; the message lists what there is.
     """
     if name in ROWS:
         return ROWS[name]
-    family, _, text = name.rpartition("-")
-    number = DEFENCES[family].number if family in FAMILIES else None
-    if number is None or not re.fullmatch(number.pattern, text):
-        raise ValueError(f"{name!r} is none of {KNOWN}")
-    return replace(FAMILIES[family], name=name, parameters={number.parameter: number.type(text)}, colour="")
+    for family, first in FAMILIES.items():
+        number = DEFENCES[family].number
+        text = name.removeprefix(family + number.mark)
+        if text != name and re.fullmatch(number.pattern, text):
+            return replace(first, name=name, parameters={number.parameter: number.type(text)}, colour="")
+    raise ValueError(f"{name!r} is none of {KNOWN}")
+
+
+def _number(row: Row) -> float | None:
+    """The number that the row's name carries."""
+    number = DEFENCES[row.defence].number if row.defence else None
+    return row.parameters.get(number.parameter) if number else None
+
+
+def injector_weights(names: Iterable[str], usual: float) -> tuple[float, ...]:
+    """The weights of the injectors that these rows need; `usual` is that of rows whose names carry none."""
+    rows = [find_row(name) for name in names]
+    return tuple(dict.fromkeys(row.weight(usual) for row in rows if row.needs_injector))
+
+
+def injector_row(weight: float) -> str:
+    """The name of the row of an injector of that weight. `find_row` knows it if its digits are few enough."""
+    return f"gnime{WEIGHT.mark}{weight:g}"
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -224,17 +256,16 @@ def in_order(names: Iterable[str]) -> list[str]:
 
     def place(name: str) -> tuple[int, float]:
         row = find_row(name)
-        if row.defence in FAMILIES:
-            return places.index(FAMILIES[row.defence].name), *row.parameters.values()
-        return places.index(name), 0
+        number = _number(row)
+        return (places.index(name), -1) if number is None else (places.index(FAMILIES[row.defence].name), number)
 
     return sorted(names, key=place)
 
 
 def title(row: Row) -> str:
     """In tables and figures: "prototypes, K = 16"."""
-    defence = DEFENCES.get(row.defence)
-    number = f", {defence.number.letter} = {row.parameters[defence.number.parameter]}" if defence and defence.number else ""
+    defence, value = DEFENCES.get(row.defence), _number(row)
+    number = "" if value is None else f", {defence.number.letter} = {value:g}"
     return ("control: " if row.control else "") + (row.title or (defence.title + number if defence else row.name))
 
 

@@ -18,7 +18,17 @@ from pathlib import Path
 from .cli import Formatter, Parser, add_attackers, add_official, add_published, at_least, guarded, row_name, target_name
 from .config import OFFICIAL, Run, Target, TrainConfig, target
 from .errors import GnimeError, Stopped, UsageError
-from .registry import CONTROLS, DEFAULT_ATTACKERS, EXPLAINERS, KNOWN, PAPER_EXPLAINERS, PAPER_ROWS, find_row, in_order
+from .registry import (
+    CONTROLS,
+    DEFAULT_ATTACKERS,
+    EXPLAINERS,
+    KNOWN,
+    PAPER_EXPLAINERS,
+    PAPER_ROWS,
+    find_row,
+    in_order,
+    injector_weights,
+)
 
 PROGRAM = "python -m gnime.reproduce"
 
@@ -59,8 +69,11 @@ def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int
     limit = options.limit or (reduced.limit if reduced else None)
     rehearsal = f"_limit{options.limit}" if options.limit else ""
     root = options.root / f"{options.preset}{rehearsal}{mode(options.official)}_seed{seed}"
-    return Run(script, reduced.of(name) if reduced else target(name), xai, root, options.datasets, seed, limit,
-               options.official, options.gpu, options.precision, rows=settings, attackers=options.attackers,
+    goal = reduced.of(name) if reduced else target(name)
+    rows = settings if script == "eval" else ()
+    weights = injector_weights(settings, goal.inversion_weight) if script == "train" else ()
+    return Run(script, goal, xai, root, options.datasets, seed, limit, options.official, options.gpu, options.precision,
+               rows=rows, attackers=options.attackers, weights=weights,
                published=options.published)
 
 
@@ -90,7 +103,7 @@ def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: 
     from . import pipeline
     from .parallel import run_side_by_side
 
-    before = cell_run("prepare", options, cell), cell_run("train", options, cell)
+    before = cell_run("prepare", options, cell), cell_run("train", options, cell, settings)
     run = cell_run("eval", options, cell, settings)
     if options.jobs > 1:
         run_side_by_side([partial(pipeline.train_row, run, name, before) for name in settings], options.jobs)
@@ -126,6 +139,7 @@ def _write_result(options: argparse.Namespace, cell: tuple[str, str, int], run: 
         flags["--attackers"] = " ".join(options.attackers)
     words = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
     measured["command"] = " ".join([PROGRAM, *words, *run.official_flag()])
+    measured["commands"] = [measured["command"]]
     write_text(result_path(options, cell), json.dumps(measured, indent=1) + "\n")
 
 

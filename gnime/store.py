@@ -20,6 +20,7 @@ import torch
 from .config import Run
 from .device import Device
 from .errors import GnimeError
+from .registry import injector_row
 from .regular import open_regular
 from .system import say, warn
 
@@ -35,11 +36,10 @@ class Paths:
         target, both = run.target.name, f"{run.target.name}_{run.xai}"
         self.root, self.aux, self._models = run.root, run.root / "aux", run.root / "models"
         self._target, self._xai, self._published = target, run.xai, run.published_part
+        self._weight = run.target.inversion_weight
         self.victim = self._models / "victim" / f"{target}.pt"
         self.evaluation = self._models / "eval" / f"{target}.pt"
         self.injector_folder = self._models / "def" / (both + run.published_part)
-        self.injector = self.injector_folder / "injector.pt"
-        self.injector_losses = self.injector_folder / "training.png"
         self.images = self.aux / f"{target}_imgs.hkl"
         self.labels = self.aux / f"{target}_labels.hkl"
         self.skipped = self.aux / f"{target}_imgs.skipped.txt"
@@ -48,8 +48,9 @@ class Paths:
         figures = run.root / "figures" / (both + run.published_part)
         self.folders = (self.aux, *(self._models / kind for kind in ("victim", "eval", "inv")), self.injector_folder, figures)
         self.results, self.table = figures / "results.json", figures / "results.csv"
-        self.comparison, self.metrics, self.training = (
-            figures / f"{name}.png" for name in ("comparison", "metrics", "training"))
+        self.per_image, self.report = figures / "per_image.csv", figures / "report.html"
+        self.comparison, self.metrics, self.training, self.frontier = (
+            figures / f"{name}.png" for name in ("comparison", "metrics", "training", "frontier"))
 
     def defence(self, row: str) -> Path:
         """A fitted defence."""
@@ -61,9 +62,17 @@ class Paths:
         name += self._published + ("" if attacker in ("predmi", "expmi") else f"_{attacker}")
         return self._models / "inv" / f"{name}.pt"
 
-    def injector_at(self, epoch: int) -> tuple[Path, Path]:
+    def injector(self, weight: float) -> Path:
+        """The noise injector of that weight. One of another weight than the target's has a folder of its own."""
+        own = () if weight == self._weight else (injector_row(weight),)
+        return self.injector_folder.joinpath(*own, "injector.pt")
+
+    def injector_losses(self, weight: float) -> Path:
+        return self.injector(weight).with_name("training.png")
+
+    def injector_at(self, weight: float, epoch: int) -> tuple[Path, Path]:
         """The injector's checkpoint and its picture after `epoch` epochs."""
-        return tuple(self.injector_folder / f"epoch_{epoch:04d}.{suffix}" for suffix in ("pt", "png"))
+        return tuple(self.injector(weight).with_name(f"epoch_{epoch:04d}.{suffix}") for suffix in ("pt", "png"))
 
     @staticmethod
     def state(network: Path) -> Path:

@@ -257,7 +257,7 @@ def test_rows_with_a_number():
     mixed = find_row("mix-0.35")
     assert mixed.control and mixed.parameters == {"share": 0.35} and title(mixed).endswith("S = 0.35")
     assert colour(find_row("prototypes-5")) == DEFENCES["prototypes"].colour
-    assert FAMILIES.keys() == {"prototypes", "cond-prototypes", "mix"}
+    assert FAMILIES.keys() == {"rnd", "gnime", "prototypes", "cond-prototypes", "mix"}
     assert "mix-0.1" in CONTROLS and not {"cond-mean", "prototypes-16"} & {*CONTROLS, *DEFAULT_ROWS}
     names = ["predmi", "prototypes-4", "prototypes-8", "prototypes-16", "prototypes-100", "cond-prototypes-2", "mix-0.05",
              "mix-0.1", "blank"]

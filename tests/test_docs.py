@@ -205,7 +205,7 @@ def test_charts_by_hand(runner, monkeypatch):
     assert drawn[path] == (ours, paper)
     assert not any(any(groups.values()) for groups in drawn[path.with_name("bars_reduced.png")][1].values())
     kept = []
-    monkeypatch.setattr(figures, "_save", lambda figure, *_: kept.append(figure))
+    monkeypatch.setattr(figures, "save", lambda figure, *_: kept.append(figure))
     figures.seed_bars(path, *drawn[path])
     one, other = kept[0].axes
     assert (one.get_title(), other.get_title()) == ("mnist", "mnist, official")

@@ -331,20 +331,6 @@ def test_pictures_of_a_grey_target_are_grey(small_root):
     assert (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 0] == pixels[..., 2]).all()
 
 
-def test_comparison_shows_the_test_images(small_root, files):
-    """The first column, found by its frames: a test image blown up, whatever the exact size."""
-    picture = np.asarray(Image.open(small_root / "figures/digits_lrp/comparison.png").convert("L")).astype(float)
-    frame = (picture[:, : picture.shape[1] // 7] < 40).mean(0) > 0.3  # black digits' background and frames
-    left, right = np.flatnonzero(frame)[[0, -1]]
-    column = picture[:, left : right + 1]
-    inside = np.flatnonzero((column < 40).mean(1) > 0.9)  # horizontal frames and dark rows
-    top = inside[0]
-    side = right - left
-    shown = np.asarray(Image.fromarray(column[top : top + side].astype(np.uint8)).resize((16, 16), Image.Resampling.BOX))
-    wanted = files.images[SPLITS.test.start, 0]
-    assert np.corrcoef(shown.flatten(), wanted.flatten())[0, 1] > 0.9
-
-
 # --- what a result says of itself ------------------------------------------------------------------------------------
 
 
@@ -353,13 +339,18 @@ def test_results_tell_how_networks_were_trained_whatever_the_last_flags(scripts,
     shutil.rmtree(root_copy / "models/def")
     assert scripts("train", root_copy, "--weight", 7, "--batch-size", 16)[0] == 0
     shutil.rmtree(root_copy / "models/inv")
-    assert scripts("eval", root_copy, "--batch-size", 8, "--settings", "expmi", "gnime")[0] == 0
+    code, line = scripts.fails("eval", root_copy, "--settings", "expmi", "gnime")  # which is the target's own weight
+    assert code == 1 and "digits_lrp/injector.pt is missing; make it with: python train.py" in line
+    code, line = scripts.fails("eval", root_copy, "--settings", "gnime@8", "rnd")
+    assert code == 1 and "digits_lrp/gnime@8/injector.pt is missing" in line and line.endswith("--weight 8 300")
+    assert scripts("eval", root_copy, "--batch-size", 8, "--settings", "expmi", "gnime@7")[0] == 0
     found = results(root_copy)
-    assert found["configuration"]["weight"] == found["networks"]["injector"]["weight"] == 7
+    assert found["configuration"]["weight"] == found["networks"]["gnime@7 injector"]["weight"] == 7
     stages = found["configuration"]["stages"]
     assert [stages["injector"][key] for key in ("epochs", "batch_size")] == [2, 16]
-    assert stages["classifier"]["epochs"] == 2 and found["networks"]["gnime"]["stage"][0] == 8
-    assert found["command"].endswith("--epochs 2 --batch-size 8 --settings expmi gnime")
+    assert stages["classifier"]["epochs"] == 2 and found["networks"]["gnime@7"]["stage"][0] == 8
+    assert found["command"].endswith("--epochs 2 --batch-size 8 --settings expmi gnime@7")
+    assert found["commands"][1].endswith("--weight 7")
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -27,14 +27,14 @@ from gnime.networks import rebuild
 
 REPOSITORY = Path(__file__).parent.parent
 BLOCK = re.compile(r"`([\w/]+\.py)`(?:, in `([A-Z]+)`)?:\n\n```python\n(.*?)```", re.DOTALL)
-# Runs a script and writes down, of each panel of each figure that it saves: title, caption, labels along the axis.
+# Runs a script and writes down, of each panel of each figure that it saves: title, caption, labels up the axis.
 WATCH = """
 import json, pathlib, runpy, sys
 from matplotlib.figure import Figure
 save, figures = Figure.savefig, []
 def savefig(figure, *arguments, **named):
     save(figure, *arguments, **named)
-    figures.append([(panel.get_title(), panel.get_xlabel(), [label.get_text() for label in panel.get_xticklabels()])
+    figures.append([(panel.get_title(), panel.get_xlabel(), [label.get_text() for label in panel.get_yticklabels()])
                     for panel in figure.axes])
     pathlib.Path("figures.json").write_text(json.dumps(figures))
 Figure.savefig = savefig
@@ -194,17 +194,18 @@ def test_the_row_is_in_the_table_and_in_the_files(checkout, table, results):
         assert float(written[setting]["mae"]) == numbers["mae"] > 0
 
 
-def test_the_row_is_in_the_pictures(checkout, files, by_hand, table):
-    comparison, metrics, _ = json.loads((checkout.folder / "figures.json").read_text())
-    images, recovered = files[0][TEST], by_hand[0]
-    columns = len(comparison) // 5  # panels are in rows of one image each
-    assert comparison[columns - 1][0] == "top-k\n(nearest)"
-    assert [caption for _, caption, _ in comparison[columns - 1 :: columns]] == [
-        f"MSE {error:.4f}" for error in ((images - recovered) ** 2).mean((1, 2, 3))[:5]]
-    bars = {title: labels for title, _, labels in metrics if title}
-    assert "MAE (higher: safer)" in bars
-    assert all(labels == ["predmi", "expmi", "gnime", "top-k"] for labels in bars.values())
-    for name in ("comparison", "metrics", "training"):
+def test_the_row_is_in_the_pictures(checkout, files, by_hand, results):
+    comparison, metrics, *_ = json.loads((checkout.folder / "figures.json").read_text())
+    errors = ((files[0][TEST] - by_hand[0]) ** 2).mean((1, 2, 3))
+    names = (checkout.folder / "aux/digits_files.txt").read_text().splitlines()[TEST]
+    shown = [names.index(image["name"]) for image in results["pictures"]["images"]]  # the first, the median, the worst
+    captions = [caption for _, caption, _ in comparison[-6:]]  # the last line: of each image the map, what is recovered
+    assert captions == [text for i in shown for text in ("published", f"MSE {errors[i]:.4f}")]
+    assert "MAE (higher: safer)" in [title for title, _, _ in metrics]
+    rows = ["predmi", "expmi", "gnime", "top-k"]
+    assert [labels for _, _, labels in metrics if labels] == [rows] * -(-len(metrics) // 3), "once for each line of three"
+    assert "MAE (higher: safer)" in (checkout.folder / "figures/digits_input-gradient/report.html").read_text()
+    for name in ("comparison", "metrics", "training", "frontier"):
         with Image.open(checkout.folder / f"figures/digits_input-gradient/{name}.png") as picture:
             picture.verify()
 
@@ -235,7 +236,7 @@ def test_the_papers_rows_keep_their_numbers(checkout, root_copy, small_root):
     assert "training" not in out and out.count("found") >= 8
     before, after = (json.loads((root / "figures/digits_lrp/results.json").read_text()) for root in (small_root, root_copy))
     for numbers in after["settings"].values():
-        assert numbers.pop("mae") > 0
+        assert numbers.pop("mae") > 0 and numbers.pop("mae_interval")
     assert after["settings"] == before["settings"] and after["networks"] == before["networks"]
 
 

@@ -67,7 +67,7 @@ def test_results(finished):
 
 def test_pictures_show_something(finished):
     pictures = list((finished / "figures" / "digits_lrp").glob("*.png"))
-    assert {p.name for p in pictures} == {"comparison.png", "metrics.png", "training.png"}
+    assert {p.name for p in pictures} == {"comparison.png", "metrics.png", "training.png", "frontier.png"}
     for path in pictures:
         pixels = np.asarray(Image.open(path).convert("L"))
         assert min(pixels.shape) > 200 and pixels.std() > 10

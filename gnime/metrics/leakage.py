@@ -72,8 +72,13 @@ def is_possible(residual: float | None, interval: Sequence[float] | None) -> boo
 
 def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 1000, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) of the mean of `values` (N,)."""
-    (means,) = _resampled_means([values], seed, draws)
-    return _interval(means, level)
+    return bootstrap_intervals([values], seed, draws, level)[0]
+
+
+def bootstrap_intervals(parts: list[Tensor], seed: int = 0, draws: int = 1000,
+                        level: float = 0.95) -> list[tuple[float, float]]:
+    """`bootstrap_interval` of each part (N,): the same images are drawn for all."""
+    return [_interval(means, level) for means in _resampled_means(parts, seed, draws)]
 
 
 def paired_interval(row: Tensor, predmi: Tensor, expmi: Tensor, seed: int = 0, draws: int = 1000) -> list[float] | None:

@@ -7,10 +7,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..entries import Metric
-from ..metrics.leakage import is_possible
-from ..registry import METRICS, RESIDUAL, colour, find_row, in_order
+from ..registry import colour, find_row, in_order
 from ..store import digest_of, writing
+from .examples import Example
 
 _backend = os.environ.pop("MPLBACKEND", None)  # a notebook's own may not be installed here; a file needs none
 import matplotlib  # noqa: E402
@@ -24,12 +23,12 @@ our_style = matplotlib.rc_context(  # whatever the user's matplotlibrc says
     {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"})
 
 
-def _save(figure: Figure, path: Path, note: str | None = None) -> None:
+def save(figure: Figure, path: Path, note: str | None = None) -> None:
     with writing(path) as part:
         figure.savefig(part, format="png", dpi=120, bbox_inches="tight", metadata={NOTE: note} if note else None)
 
 
-def _panels(lines: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+def panels(lines: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     """A figure and its axes (lines, columns)."""
     figure = Figure(figsize=size)
     return figure, figure.subplots(lines, columns, squeeze=False)
@@ -40,7 +39,7 @@ def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> No
     rows = len(columns[0][1])
     captions = any(captions for _, _, captions in columns)
     height = 1.45 if captions else 1.25
-    figure, axes = _panels(rows, len(columns), (1.35 * len(columns), height * rows + 0.4))
+    figure, axes = panels(rows, len(columns), (1.35 * len(columns), height * rows + 0.4))
     for j, (title, pictures, texts) in enumerate(columns):
         for i in range(rows):
             axis = axes[i, j]
@@ -54,19 +53,46 @@ def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> No
             if texts:
                 axis.set_xlabel(texts[i], fontsize=7, labelpad=2)
     figure.tight_layout(pad=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 @our_style
-def comparison(path: Path, image: Tensor, explanation: Tensor, results: dict) -> None:
-    """Per test image: original, explanation, GNIME's protected explanation, each row's best reconstruction with its MSE."""
-    columns = [("original", image, None), ("explanation", explanation, None)]
-    if "gnime" in results:
-        columns.append(("protected\nexplanation", results["gnime"].shown_explanation, None))
-    for name, result in results.items():
-        texts = [f"MSE {value:.4f}" for value in result.errors[: len(image)].tolist()]
-        columns.append((f"{name}\n({result.numbers['best']['attacker']})", result.shown, texts))
-    _grid(columns, path)
+def comparison(path: Path, headline: str, examples: list[Example], labels: dict[str, str]) -> None:
+    """A line per row: of each example the protected map, and the best attacker's reconstruction with its MSE.
+
+    labels: row -> what stands at the left of its line. The first line has the images and their explanations.
+    """
+    side = 1.15
+    size = 2 * side * len(examples) + 2.2, (side + 0.22) * (len(labels) + 1) + 0.9
+    figure, axes = panels(len(labels) + 1, 2 * len(examples), size)
+    for j, example in enumerate(examples):
+        _draw(axes[0, 2 * j], example.image, f"{example.why}: {_cut(example.name, 18)}", "private image")
+        _draw(axes[0, 2 * j + 1], example.explanation, f"class {_cut(example.label, 18)}", "explanation")
+        for i, name in enumerate(labels, 1):
+            _draw(axes[i, 2 * j], example.maps[name], "", "no map" if example.maps[name] is None else "published")
+            _draw(axes[i, 2 * j + 1], example.found[name], "", f"MSE {example.errors[name]:.4f}")
+    for axis, label in zip(axes[:, 0], ["", *labels.values()], strict=True):
+        axis.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
+    figure.suptitle(headline, fontsize=9, wrap=True)
+    figure.tight_layout(pad=0.4, rect=(0, 0, 1, 0.985))
+    save(figure, path)
+
+
+def _cut(text: str, most: int) -> str:
+    """Plain text for a picture: "$" starts no formula, and long names lose their beginning."""
+    return ("…" + text[1 - most :] if len(text) > most else text).replace("$", r"\$")
+
+
+def _draw(axis, picture: Tensor | None, title: str, caption: str) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_title(title, fontsize=7)
+    axis.set_xlabel(caption, fontsize=7, labelpad=2)
+    if picture is None:
+        axis.spines[:].set_visible(False)
+        return
+    pixels = picture.permute(1, 2, 0).numpy()
+    axis.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 @our_style
@@ -76,43 +102,8 @@ def injector_progress(path: Path, image: Tensor, explanation: Tensor, protected:
            ("sparring\ninverter", found, None)], path)
 
 
-@our_style
-def metric_bars(path: Path, results: dict) -> None:
-    """A panel per metric of the paper's attacker, and one of residual leakage by the best attacker; a bar per setting."""
-    panels = {name: metric for name, metric in METRICS.items() if name != "psnr"}  # MSE again, on another scale
-    panels[RESIDUAL] = Metric(RESIDUAL, "residual leakage by the best attacker", "", safer="lower")
-    names, columns = list(results), 3
-    lines = -(-len(panels) // columns)
-    figure, axes = _panels(lines, columns, (max(9.0, 1.7 * len(names)), 2.8 * lines))
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for axis, (name, metric) in zip(axes.flat, panels.items(), strict=False):
-        values = [results[row].numbers.get(name) for row in names]
-        if name == RESIDUAL:  # a height that no leakage can have would shrink all others to lines
-            values = [value if is_possible(value, results[row].numbers.get(f"{name}_interval")) else None
-                      for row, value in zip(names, values, strict=True)]
-        heights = [value or 0 for value in values]
-        bars = axis.bar(names, heights, color=[colour(find_row(row)) for row in names])
-        spans = [results[row].numbers.get(f"{name}_interval") if value is not None else None
-                 for row, value in zip(names, values, strict=True)]
-        if any(spans):
-            spans = [span or (height, height) for span, height in zip(spans, heights, strict=True)]
-            errors = np.array([[v - low, high - v] for v, (low, high) in zip(heights, spans, strict=True)]).T.clip(0)
-            axis.errorbar(names, heights, errors, fmt="none", ecolor="black", capsize=2, linewidth=1)
-            bars = axis.bar(names, [high for _, high in spans], alpha=0)  # labels stand above the intervals
-        axis.bar_label(bars, ["-" if value is None else f"{value:.3g}" for value in values], fontsize=7, padding=2)
-        title = metric.title + (", 95 % interval" if any(spans) else "")
-        axis.set_title(title + (f" ({metric.safer}: safer)" if metric.safer else ""), fontsize=9)
-        axis.tick_params(labelsize=8)
-        if len(names) > 4:
-            axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
-        axis.margins(y=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    _save(figure, path)
-
-
 def _plot_losses(axis, history: list, weight: float) -> None:
+    """The losses of both players, epoch by epoch."""
     epochs = np.arange(1, len(history) + 1)
     for values, label in zip(np.asarray(history).T, ("distortion D", "inversion V", "inverter V + C"), strict=True):
         axis.plot(epochs, values, label=label, marker="." if len(epochs) < 3 else None)
@@ -126,31 +117,36 @@ def _plot_losses(axis, history: list, weight: float) -> None:
 @our_style
 def injector_losses(path: Path, history: list, weight: float) -> None:
     """The losses of both players, epoch by epoch."""
-    figure, axes = _panels(1, 1, (5.5, 3.6))
+    figure, axes = panels(1, 1, (5.5, 3.6))
     _plot_losses(axes[0, 0], history, weight)
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 @our_style
-def training_curves(path: Path, losses: list, histories: dict[str, list], weight: float) -> None:
-    """The injector's losses beside each attacker's validation error."""
-    figure, axes = _panels(1, 2 if losses else 1, (10 if losses else 5.5, 3.8))
-    if losses:
-        _plot_losses(axes[0, 0], losses, weight)
-    axis = axes[0, -1]
-    for name, history in histories.items():
+def training_curves(path: Path, losses: dict[float, list], histories: dict[str, list]) -> None:
+    """The losses of the injector of each weight, and after them each attacker's validation error."""
+    count = len(losses) + 1
+    columns = min(count, 2)
+    lines = -(-count // columns)
+    figure, axes = panels(lines, columns, (5.2 * columns + 1, 3.6 * lines))
+    for axis, (weight, history) in zip(axes.flat, losses.items(), strict=False):
+        _plot_losses(axis, history, weight)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    axis = axes.flat[count - 1]
+    for i, (name, history) in enumerate(histories.items()):
         if history:
             values = np.asarray(history)[:, 1]
             axis.plot(np.arange(1, len(values) + 1), values, label=name, color=colour(find_row(name)),
-                      marker="." if len(values) < 3 else None)
+                      linestyle=("-", "--", ":", "-.")[i % 4], marker="." if len(values) < 3 else None)
     axis.set_yscale("log")
     axis.set_title("the paper's attackers: validation MSE", fontsize=9)
     axis.set_xlabel("epoch", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves
     figure.tight_layout()
-    _save(figure, path)
+    save(figure, path)
 
 
 @our_style
@@ -178,7 +174,7 @@ def seed_bars(path: Path, ours: dict, paper: dict) -> None:
                   ncols=len(labels) if most > 2 else 4, frameon=False, title="mean and standard deviation over seeds",
                   title_fontsize=9)
     figure.tight_layout()
-    _save(figure, path, digest_of((ours, paper)))
+    save(figure, path, digest_of((ours, paper)))
 
 
 def _rows(panels: dict) -> list[list[str]]:

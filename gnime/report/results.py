@@ -5,6 +5,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 
 from ..config import PUBLISHED, Run
@@ -12,9 +13,12 @@ from ..evaluate import Result
 from ..experiment import Experiment
 from ..metrics.leakage import is_possible
 from ..references import scale
-from ..registry import METRICS, RESIDUAL, find_row, title
+from ..registry import METRICS, RESIDUAL, find_row, injector_row, injector_weights, title
 from ..store import write_text
 from ..system import provenance
+from . import examples
+from .examples import Example
+from .verdict import judge
 
 COLUMNS = {name: (metric.title, metric.form) for name, metric in METRICS.items()}
 OF_MAPS = [name for name, metric in METRICS.items() if "protected" in metric.takes]
@@ -108,7 +112,8 @@ CONFIG = ("epochs", "batch_size", "lr", "betas", "eps", "patience")
 def _as_trained(configuration: dict, networks: dict) -> dict:
     """The configuration with classifiers' and injector's training as their files have it: other commands made them."""
     stages = configuration["stages"]
-    for kind, name in (("classifier", "victim"), ("injector", "injector")):
+    injector = next((name for name in ("injector", *networks) if name in networks and name.endswith("injector")), "")
+    for kind, name in (("classifier", "victim"), ("injector", injector)):
         if name not in networks:
             continue
         found = networks[name]
@@ -117,8 +122,8 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
             continue
         epochs = max(stages[kind]["epochs"], found["epochs"]) if found.get("early") else found["epochs"]
         stages[kind] = dict(zip(CONFIG, [epochs, *found["stage"]], strict=True))
-    if "injector" in networks:
-        configuration["weight"] = networks["injector"].get("weight")
+    if injector in networks:
+        configuration["weight"] = networks[injector].get("weight")
     return configuration
 
 
@@ -128,15 +133,19 @@ def _portable(run: Run) -> Run:
     return replace(run, root=root, datasets=root / "datasets" if run.datasets == run.root / "datasets" else datasets)
 
 
-def write(experiment: Experiment, results: dict[str, Result], references: dict, warnings: list[str], duration: str) -> dict:
-    """Writes `results.json`, with all that is needed to repeat the run, and the table as `results.csv`. Returns the former.
+def write(experiment: Experiment, results: dict[str, Result], references: dict, warnings: list[str], duration: str,
+          chosen: tuple[str, list[Example]]) -> dict:
+    """Writes `results.json`, with all that is needed to repeat the run, `results.csv` and `per_image.csv`. Returns the first.
 
-    Its "references" are the numbers of `references.references` as measured, not scaled.
+    Its "references" are the numbers of `references.references` as measured, not scaled. chosen: the rule of the pictures and
+    the images; see `examples.choose`.
     """
     run, data, device = _portable(experiment.run), experiment.data, experiment.device
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
-    if any(find_row(name).needs_injector for name in results):
-        networks["injector"] = experiment.trained_injector.summary()
+    usual = run.target.inversion_weight
+    for weight in injector_weights(results, usual):
+        name = "injector" if weight == usual else f"{injector_row(weight)} injector"
+        networks[name] = experiment.injector_of(weight).summary()
     networks |= {f"{name} defence": experiment.fitted_defence(find_row(name)).summary() for name in results
                  if "fitted" in find_row(name).needs}
     networks |= {name: result.attacker for name, result in results.items() if result.attacker}
@@ -145,13 +154,15 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
         "source": data.source,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
         "configuration": _as_trained(run.describe(), networks), "precision": device.precision,
-        "command": run.command("eval"),
+        "command": run.command("eval"), "commands": [run.command(script) for script in ("prepare", "train", "eval")],
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
                             "answers": 1 if find_row(name).draws else None, **result.numbers}
                      for name, result in results.items()},
         "references": references, "networks": networks, "costs": {name: result.costs for name, result in results.items()},
+        "pictures": {"rule": chosen[0], "images": [example.plain() for example in chosen[1]]},
         "warnings": warnings, "duration": duration, **provenance(device.describe()),
     }
+    content["verdict"] = judge(content).plain()
     write_text(experiment.paths.results, json.dumps(content, indent=1, allow_nan=False) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -162,4 +173,16 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
         writer.writerow([name, *(numbers.get(column) for column in COLUMNS), *(numbers["best"][column] for column in best),
                          *(numbers.get(column) for column in leak)])
     write_text(experiment.paths.table, text.getvalue())
+    _write_per_image(experiment, results)
     return content
+
+
+def _write_per_image(experiment: Experiment, results: dict[str, Result]) -> None:
+    """`per_image.csv`: of each test image its file or number, its class, and the MSE of every row's best attacker."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "class", *results])
+    errors = [result.errors.tolist() for result in results.values()]
+    for first in zip_longest(examples.names(experiment), examples.labels(experiment), *errors):
+        writer.writerow(first)
+    write_text(experiment.paths.per_image, text.getvalue())

@@ -1,0 +1,369 @@
+"""The verdict by hand; the page against results.json, in Chromium where it is installed."""
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_pipeline import SPLITS, Files
+
+from gnime.cli import resolve
+from gnime.defences import DefenceInputs
+from gnime.defences.noise import rnd
+from gnime.networks import rebuild
+from gnime.registry import METRICS, colour, find_row, in_order, injector_weights, title
+from gnime.report import charts, figures
+from gnime.report.html import render
+from gnime.report.verdict import judge
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLE = REPOSITORY / "docs/example-report.html"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+# --- rows by number --------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_weight_or_a_distortion():
+    noise, weighted = find_row("rnd@0.02"), find_row("gnime@100")
+    assert (noise.needs, noise.parameters, title(noise)) == ((), {"distortion": 0.02}, "Gaussian noise, D = 0.02")
+    assert (weighted.needs, weighted.parameters, title(weighted)) == (("injector",), {"weight": 100.0}, "GNIME, A = 100")
+    assert find_row("rnd").identity() == ["rnd", 1, {}] and find_row("gnime").identity() == ["gnime", 1, {}], "the paper's"
+    for wrong in ("gnime@", "gnime@010", "gnime@1.0", "gnime@1e3", "gnime@-1", "rnd@.5", "rnd-2", "gnime-3", "ond@2"):
+        with pytest.raises(ValueError, match="is none of"):
+            find_row(wrong)
+    assert in_order(["gnime@1000", "rnd-4", "gnime@30", "cond-mean", "gnime", "rnd@0.5", "rnd"]) == [
+        "rnd", "rnd@0.5", "gnime", "gnime@30", "gnime@1000", "cond-mean", "rnd-4"]
+    assert injector_weights(["rnd", "gnime@30", "cond-mean", "rnd@0.1", "gnime@300"], 300.0) == (300.0, 30.0)
+
+
+def test_noise_of_a_distortion():
+    e = torch.rand(200, 1, 8, 8)
+    shown = rnd(DefenceInputs(0), distortion=0.03)(e, None, None, range(200))
+    assert (shown - e).square().mean().item() == pytest.approx(0.03, rel=0.05)
+
+
+def test_weights_on_the_command_line():
+    run = resolve("train", ["--weight", "30", "300", "1000", "30"])
+    assert run.weights == (30, 300, 1000) and run.command("train").endswith("--weight 30 300 1000")
+    assert run.command("eval").endswith("--settings predmi expmi rnd gnime gnime@30 gnime@1000")
+    assert "--weight" not in resolve("train", []).command("train") and "--weight" not in resolve("eval", []).command("train")
+    wanted = resolve("eval", ["--settings", "gnime@30", "rnd"]).command("train")
+    assert wanted.endswith("--weight 30 300")
+
+
+# --- the verdict, by hand --------------------------------------------------------------------------------------------
+
+
+def row(name, leak, kept, spread=0.05, attacker="kernel", **more):
+    """A row of results.json: its residual leakage and usefulness, both with an interval of 2 * spread and 0.02."""
+    numbers = {"title": title(find_row(name)), "bits": find_row(name).bits, "residual_leakage": leak, "mse": 0.1,
+               "best": {"attacker": attacker, "mse": 0.1, "ssim": 0.5}, "not_applicable": {},
+               "attackers": {"expmi": {"mse": 0.2, "validation": 0.2}, "kernel": {"mse": 0.1, "validation": 0.1}}}
+    if kept is not None:
+        numbers |= {"pearson": kept, "pearson_interval": [kept - 0.01, kept + 0.01]}
+    if leak is not None and name not in ("predmi", "expmi"):
+        numbers["residual_leakage_interval"] = [leak - spread, leak + spread]
+    return numbers | more
+
+
+def content(warnings=(), networks=None, **rows):
+    rows = {name.replace("_", "-"): row(name.replace("_", "-"), *numbers) for name, numbers in rows.items()}
+    rows = {"predmi": row("predmi", 0.0, None), "expmi": row("expmi", 1.0, 1.0)} | rows
+    return {"settings": rows, "warnings": list(warnings), "networks": networks or {},
+            "configuration": {"stages": {"inverter": {"epochs": 150}}}}
+
+
+def test_the_sentence():
+    found = judge(content(gnime=(0.38, 0.84)))
+    assert found.sentence == ("GNIME leaves 38 % [33, 43] of the leak to the best of 2 attackers, and its maps correlate by "
+                              "0.84 with the true ones")
+    beside = judge(content(gnime=(0.38, 0.84), cond_mean=(0.0, 0.85))).sentence
+    assert beside.endswith("0.84 with the true ones, which is no more than maps made from the prediction alone do (0.85)")
+    above = judge(content(gnime=(0.38, 0.99), cond_mean=(0.0, 0.85))).sentence
+    assert above.endswith("0.99 with the true ones, more than maps made from the prediction alone (0.85)")
+    unknown = content(gnime=(None, 0.84))
+    assert "nothing can be said of GNIME: the undefended maps leak too little" in judge(unknown).sentence
+    unsure = content(gnime=(0.4, 0.84))
+    unsure["settings"]["gnime"]["residual_leakage_interval"] = None
+    assert judge(unsure).sentence == judge(unknown).sentence
+    del unknown["settings"]["predmi"]
+    assert "without the row predmi" in judge(unknown).sentence
+
+
+def test_what_is_dominated():
+    """Better in one beyond both intervals, and no worse in the other beyond them; controls and the undefended row stay out."""
+    found = judge(content(rnd=(0.60, 0.90), gnime=(0.40, 0.84), cond_mean=(0.02, 0.95), prototypes_4=(0.05, 0.945),
+                          class_mean=(0.0, 0.99)))
+    assert found.dominated == {"rnd": ["cond-mean", "prototypes-4"], "gnime": ["cond-mean", "prototypes-4"]}
+    frontier = judge(content(rnd=(0.60, 0.95), gnime=(0.40, 0.90), cond_mean=(0.02, 0.85)))
+    assert frontier.dominated == {}, "each keeps more where it leaks more"
+    near = judge(content(gnime=(0.40, 0.84), cond_prototypes_8=(0.44, 0.95)))
+    assert near.dominated == {"gnime": ["cond-prototypes-8"]}, "leaks that cannot be told apart"
+    assert "leaks no more that these images could tell (44 % [39, 49])" in near.advice[0].text
+    assert judge(content(gnime=(0.40, 0.84), cond_prototypes_8=(0.44, 0.855))).dominated == {}, "touching intervals"
+    warned = judge(content(["prototypes-4: its attacker has not converged"], gnime=(0.4, 0.84), prototypes_4=(0.0, 0.95)))
+    assert warned.dominated == {}, "a row that cannot be trusted dominates none"
+
+
+def test_what_to_publish():
+    several = judge(content(gnime=(0.4, 0.84), cond_mean=(0.02, 0.93), prototypes_4=(0.04, 0.94),
+                            cond_prototypes_8=(0.2, 0.97)))
+    assert several.publish == "prototypes-4" and "Pearson 0.94" in several.reason
+    assert several.reason.endswith("more than 2 bits about an image from its map, beyond the prediction.")
+    none = judge(content(rnd=(0.60, 0.90), gnime=(0.40, 0.84)))
+    assert none.publish == "predmi" and "The least is gnime (GNIME) with 40 % [35, 45]" in none.reason
+    assert "Not measured here, and bounded: cond-mean and prototypes-16" in none.reason
+    floor = judge(content(["cond-mean: its maps add nothing to the prediction, but"], gnime=(0.4, 0.84), cond_mean=(0.1, 0.93)))
+    assert floor.publish == "cond-mean", "no attacker can gain by what follows from the prediction"
+    stronger = content(gnime=(0.0, 0.84))
+    stronger["settings"]["gnime"]["beside"] = {"white-box": {"attacker": "white-box", "residual_leakage": 0.5,
+                                                                 "residual_leakage_interval": [0.4, 0.6]}}
+    stronger["warnings"] = ["gnime: the verdict is optimistic: of the first 60 test images white-box recovers more"]
+    found = judge(stronger)
+    assert "of 2 attackers (50 % [40, 60] to white-box), and" in found.sentence
+    assert found.publish == "predmi" and "white-box 50 % [40, 60]" in found.advice[0].text
+
+
+def test_what_to_do():
+    networks = {"rnd": {"early": False, "epochs": 150, "best_epoch": 150},
+                "gnime": {"early": True, "epochs": 90, "best_epoch": 80}}
+    found = judge(content(["gnime: it has not converged"], networks, rnd=(0.6, 0.9), gnime=(0.4, 0.84), cond_mean=(0.0, 0.93)))
+    advice = {(advice.kind, *advice.rows): advice.text for advice in found.advice}
+    assert list(advice) == [("unsound", "gnime"), ("unsound", "rnd"), ("dominated", "rnd"), ("dominated", "gnime")]
+    assert advice["unsound", "rnd"].endswith("train it longer: eval.py --epochs 300")
+    assert "kernel ridge regression gets 60 % [55, 65] of the leak" in advice["dominated", "rnd"]
+    assert advice["dominated", "gnime"].endswith("keeps no less (0.93 against 0.84): take cond-mean")
+    (alone,) = judge(content(gnime=(0.4, 0.84))).advice
+    assert alone.kind == "unsafe" and "train.py --weight A" in alone.text
+
+
+# --- the page of a run -----------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """Cells of tables by the attributes of their rows, all addresses, all names of tags, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.addresses, self.tags, self.text, self._line = {}, [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        found = dict(attributes)
+        self.addresses += [found[name] for name in ("src", "srcset", "href", "action", "data", "poster") if name in found]
+        if tag == "tr":
+            self._line = next(((name, value) for name, value in attributes if name.startswith("data-")), None)
+            self.cells[self._line] = []
+        if tag == "td":
+            self.cells[self._line].append("")
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self._line and self.cells[self._line]:
+            self.cells[self._line][-1] += data
+
+    def handle_endtag(self, tag):
+        self._line = None if tag == "tr" else self._line
+
+
+def pictures_of(text):
+    """The pictures of a page as `html.write` names them, in the order in which the template shows them."""
+    images = re.findall(r'(?:src|srcset)="data:image/png;base64,([^"]*)"', text)
+    return [base64.b64decode(image) for image in images]
+
+
+@pytest.fixture(scope="module")
+def folder(small_root):
+    return small_root / "figures/digits_lrp"
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return (folder / "report.html").read_text()
+
+
+def check_numbers(page, results):
+    """Every number of the page's tables, from results.json with other arithmetic than the page's."""
+    for name, numbers in results["settings"].items():
+        cells = page.cells["data-row", name]
+        assert cells[0].split("\n")[0].startswith(f"{numbers['title']} ({name})")
+        leak, span = numbers["residual_leakage"], numbers.get("residual_leakage_interval", [])
+        shown = [] if leak is None or span is None else [round(100 * leak), *(round(100 * end) for end in span)]
+        assert [int(number) for number in re.findall(r"-?\d+", cells[2].split(":")[0])] == shown
+        expected = [numbers["pearson"], *numbers["pearson_interval"]] if "pearson" in numbers else []
+        assert [float(number) for number in re.findall(r"-?\d\.\d\d", cells[5])] == pytest.approx(expected, abs=0.00501)
+        assert float(cells[7]) == pytest.approx(numbers["best"]["mse"], abs=0.00005)
+        measured = dict(zip(METRICS, page.cells["data-metrics", name][1:], strict=True))
+        for metric, shown in measured.items():
+            value = numbers.get(metric)
+            assert shown == "-" if value is None else float(shown) == pytest.approx(value, abs=0.00501), metric
+        attacked = [cell for cell in page.cells["data-attacked", name][1:] if cell != "-"]
+        assert sorted(float(cell.split()[0]) for cell in attacked) == pytest.approx(
+            sorted(attacker["mse"] for attacker in numbers["attackers"].values()), abs=0.00005)
+        assert sum("decisive" in cell for cell in attacked) == 1
+
+
+def test_the_page_shows_the_numbers_of_results_json(results, text):
+    page = Page(text)
+    check_numbers(page, results)
+    words = " ".join(" ".join(page.text).split())
+    assert f"n = {results['n']['test']} test images" in words and results["commit"] in words
+    assert judge(results).plain() == results["verdict"]
+    assert results["verdict"]["sentence"][1:] in words and results["verdict"]["reason"] in words
+    for said in (*results["commands"], *results["warnings"], *(advice["text"] for advice in results["verdict"]["advice"])):
+        assert " ".join(said.split()) in words
+
+
+def test_the_page_needs_nothing_else(text):
+    page = Page(text)
+    assert page.addresses and all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert not {"script", "link", "iframe", "object", "embed", "a", "form"} & set(page.tags)
+    assert "url(" not in text and "@import" not in text and "default-src 'none'" in text
+
+
+def test_the_pictures_are_of_the_rule(small_root, results, folder, text):
+    """The private image, its explanation and GNIME's map, from the files; the reconstruction has the MSE beside it."""
+    files, injector = Files(small_root), rebuild(small_root / "models/def/digits_lrp/injector.pt")
+    shown = results["pictures"]["images"]
+    names = (small_root / "aux/digits_files.txt").read_text().splitlines()
+    assert [image["why"] for image in shown] == ["first", "median", "worst"] and shown[0]["name"] == names[SPLITS.test.start]
+    with (folder / "per_image.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["image"] for line in lines] == names[SPLITS.test.start : SPLITS.test.stop]
+    assert [line["class"] for line in lines] == [str(files.labels[i]) for i in SPLITS.test]
+    gains = [float(line["predmi"]) - float(line["gnime"]) for line in lines]
+    ranked = sorted(range(len(lines)), key=gains.__getitem__)
+    assert [image["name"] for image in shown[1:]] == [lines[i]["image"] for i in (ranked[(len(lines) - 1) // 2], ranked[-1])]
+    for name, numbers in results["settings"].items():
+        assert np.mean([float(line[name]) for line in lines]) == pytest.approx(numbers["best"]["mse"], rel=1e-5)
+    pictures = [np.asarray(Image.open(io.BytesIO(png)).convert("L").resize((16, 16), Image.Resampling.NEAREST), float) / 255
+                for png in pictures_of(text)[2:-1]]  # between the frontier's two and the training curves
+    of_one = 2 + 1 + 2 * 3  # image and explanation; predmi publishes no map, the other three rows do
+    assert len(pictures) == 3 * of_one
+    for k, image in enumerate(shown):
+        i, part = names.index(image["name"]), pictures[k * of_one : (k + 1) * of_one]
+        np.testing.assert_allclose(part[0], files.images[i, 0], atol=0.003)
+        np.testing.assert_allclose(part[1], files.maps[i, 0], atol=0.003)
+        with torch.no_grad():
+            protected = injector(torch.from_numpy(files.maps[i : i + 1]), torch.from_numpy(files.logits[i : i + 1]))
+        np.testing.assert_allclose(part[-2], protected[0, 0], atol=0.003)
+        assert ((part[-1] - files.images[i, 0]) ** 2).mean() == pytest.approx(image["mse"]["gnime"], abs=0.001)
+
+
+def test_hostile_names_are_text(results, text):
+    hostile = json.loads(json.dumps(results))
+    name = '<script>alert(1)</script><img src=x onerror="alert(2)">" onload=y & {{ 7 * 7 }}'
+    for image in hostile["pictures"]["images"]:
+        image["name"] = image["class"] = name
+    hostile["warnings"], hostile["target"], hostile["commit"] = [name], name, name
+    hostile["settings"]["gnime"]["title"] = name
+    names = picture_names(hostile)
+    page = Page(render(hostile, dict(zip(names, pictures_of(text), strict=True))))
+    assert "script" not in page.tags and "{{ 7 * 7 }}" in "".join(page.text) and name in "".join(page.text)
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+
+
+def picture_names(results):
+    """The names of a page's pictures, in the order of `pictures_of`."""
+    names = ["frontier narrow", "frontier"]
+    for i, image in enumerate(results["pictures"]["images"]):
+        names += [f"{i} image", f"{i} explanation"]
+        for row in image["mse"]:
+            names += ([] if find_row(row).defence is None else [f"{i} map {row}"]) + [f"{i} found {row}"]
+    return [*names, "training"]
+
+
+# --- the charts ------------------------------------------------------------------------------------------------------
+
+
+def drawn(monkeypatch, draw, *arguments):
+    kept = []
+    monkeypatch.setattr(charts, "save", lambda figure, *_: kept.append(figure))
+    draw(Path("nowhere"), *arguments)
+    return kept[0]
+
+
+def test_the_frontier_has_a_point_per_row_and_a_curve_per_defence(monkeypatch):
+    found = content(rnd=(0.6, 0.9), gnime=(0.4, 0.84), cond_mean=(0.02, 0.95), negative=(1.0, -1.0))
+    found["settings"] |= {"gnime@30": row("gnime@30", 0.8, 0.95), "gnime@100": row("gnime@100", 1.5, 0.9, spread=0.6)}
+    found |= {"target": "digits", "xai": "lrp", "seed": 0, "n": {"test": 180}}
+    figure = drawn(monkeypatch, charts.frontier, found, judge(found))
+    (axis,) = figure.axes
+    points = {tuple(point.lines[0].get_xydata()[0]): point.lines[0] for point in axis.containers}
+    assert points.keys() == {(1, 1), (0.6, 0.9), (0.4, 0.84), (0.02, 0.95), (0.8, 0.95), (1.4, 0.9)}, "the last is cut"
+    assert points[0.4, 0.84].get_markerfacecolor() == "white", "dominated"
+    assert points[0.02, 0.95].get_markerfacecolor() == colour(find_row("cond-mean"))
+    (curve,) = [line for line in axis.lines if len(line.get_xdata()) == 3]
+    assert curve.get_xydata().tolist() == [[0.4, 0.84], [1.4, 0.9], [0.8, 0.95]]
+    words = " ".join(text.get_text() for text in [*figure.texts, figure._suptitle, *axis.texts])
+    assert "n = 180 test images" in words and "negative -1.00" in words
+    assert {text.get_text() for text in axis.texts if text.get_text()} == {"expmi", "rnd", "gnime", "gnime@30", "gnime@100",
+                                                                         "cond-mean"}
+
+
+def test_the_comparison_shows_images_maps_and_errors(monkeypatch):
+    from gnime.report.examples import Example
+
+    pictures = torch.randint(0, 256, (4, 1, 4, 4), dtype=torch.uint8)
+    example = Example("worst", "a$_b$.png", "3", pictures[0], pictures[1], {"predmi": None, "gnime": pictures[2]},
+                      {"predmi": pictures[3], "gnime": pictures[0]}, {"predmi": 0.5, "gnime": 0.25})
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, *_: kept.append(figure))
+    figures.comparison(Path("nowhere"), "n = 7", [example], {"predmi": "prediction", "gnime": "GNIME leak 5 %"})
+    axes = kept[0].axes
+    shown = [axis.images[0].get_array().tolist() if axis.images else None for axis in axes]
+    assert shown == [picture if picture is None else picture[0].tolist()
+                     for picture in (pictures[0], pictures[1], None, pictures[3], pictures[2], pictures[0])]
+    assert [axis.get_xlabel() for axis in axes[2:]] == ["no map", "MSE 0.5000", "published", "MSE 0.2500"]
+    assert axes[4].get_ylabel() == "GNIME leak 5 %"
+
+
+# --- in Chromium, and the committed example --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium: install it (Debian: chromium) to check the page's layout")
+def test_nothing_overflows_a_telephone_or_a_screen(text, tmp_path):
+    """The page in frames of 360 and 1280 pixels. A script is added that measures it; all else of its policy stays."""
+    measure = """<script>onload = () => { const wide = document.documentElement.clientWidth;
+        const over = [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > wide + 1);
+        const broken = [...document.images].filter(e => !e.naturalWidth);
+        const found = [wide, document.documentElement.scrollWidth, over.length, broken.length];
+        parent.postMessage(found.join(" "), "*"); }</script>"""
+    page = text.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
+    (tmp_path / "page.html").write_text(page.replace("</body>", measure + "</body>"))
+    frames = "".join(f'<iframe src="page.html" style="border: 0; width: {width}px"></iframe>' for width in (360, 1280))
+    (tmp_path / "frames.html").write_text(
+        f"""<title>-</title><script>onmessage = e => document.title += "," + e.data</script>{frames}""")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile",
+             "--virtual-time-budget=20000", "--enable-logging=stderr", "--window-size=1400,900", "--dump-dom"]
+    run = subprocess.run([CHROMIUM, *flags, tmp_path / "frames.html"], capture_output=True, text=True, timeout=120)
+    (found,) = re.findall(r"<title>-,(.*)</title>", run.stdout)
+    assert sorted(found.split(","), key=len) == ["360 360 0 0", "1280 1280 0 0"]
+    assert "CONSOLE" not in run.stderr
+
+
+def test_the_example_is_what_the_code_makes_of_its_results():
+    """docs/example-report.html is made anew from docs/example-report.json; its pictures are its own."""
+    results, text = json.loads(EXAMPLE.with_suffix(".json").read_text()), EXAMPLE.read_text()
+    assert EXAMPLE.stat().st_size < 1_000_000
+    pictures = dict(zip(picture_names(results), pictures_of(text), strict=True))
+    assert render(results, pictures) == text
+    check_numbers(Page(text), results)
+    for name in ("frontier", "frontier narrow"):
+        assert Image.open(io.BytesIO(pictures[name])).info[figures.NOTE] == charts.frontier_note(results)
