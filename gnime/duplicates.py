@@ -9,8 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch.nn.functional import adaptive_avg_pool2d
 
-SIDE = 16  # of the small grey pictures that are compared; every image's side is a multiple of it
+SIDE = 16  # of the small grey pictures that are compared
 ALIKE = 0.995  # correlation of two such pictures, from which they count as near copies
 BANDS = 4  # parts of the hash: near copies agree in one of them at least
 
@@ -33,7 +35,7 @@ class Copies:
 
 
 def find_copies(chunks: Iterable[np.ndarray]) -> Copies:
-    """chunks: the images in order, (k, C, S, S) uint8 or float in [0, 1], S a multiple of 16."""
+    """chunks: the images in order, (k, C, S, S) uint8 or float in [0, 1], S at least 16."""
     digests, small = [], []
     for images in chunks:
         digests += [hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images]
@@ -45,8 +47,8 @@ def find_copies(chunks: Iterable[np.ndarray]) -> Copies:
 
 def _small(images: np.ndarray) -> np.ndarray:
     """(k, 256) float16: grey pictures of 16 x 16 pixels, of mean 0 and length 1; zeros where all pixels are equal."""
-    k, _, side, _ = images.shape
-    grey = images.astype(np.float32).mean(1).reshape(k, SIDE, side // SIDE, SIDE, side // SIDE).mean((2, 4)).reshape(k, -1)
+    grey = torch.from_numpy(images.astype(np.float32).mean(1))
+    grey = adaptive_avg_pool2d(grey, SIDE).flatten(1).numpy()
     grey -= grey.mean(1, keepdims=True)
     return (grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1e-3)).astype(np.float16)
 

@@ -20,7 +20,6 @@ from .data import Data
 from .device import Device, full_fp32
 from .errors import GnimeError, Unfinished, brief, place
 from .explainers.stack import minmax, signed
-from .models.classifier import Classifier
 from .models.inversion import working_side
 from .paths import Paths
 from .registry import EXPLAINERS
@@ -48,17 +47,11 @@ def predict(victim: nn.Module, data: Data, device: Device, run: Run) -> np.ndarr
     found = arrays.scratch((len(data.images), len(data.classes)), np.float32, Paths(run).aux)
     with torch.no_grad(), full_fp32():
         for rows, (images,) in iter_batches([data.images], range(len(data.images)), device.torch):
-            logits = victim(in_order_of(victim, images))
+            logits = victim(images)
             if not logits.isfinite().all():
                 raise GnimeError("victim: its predictions are not finite, so its weights are not sound; give others")
             found[rows.start : rows.stop] = publish(logits, run.published).cpu().numpy()
     return found
-
-
-def in_order_of(victim: nn.Module, images: Tensor) -> Tensor:
-    """The images in the memory order that the victim expects: channels last, which the paper's classifier is fast in, or rows
-    in one piece, which a model of the user's own may want to view."""
-    return images if isinstance(victim, Classifier) else images.contiguous()
 
 
 def explainer(run: Run) -> tuple[Callable[[nn.Module, Tensor], Tensor], int | None]:
@@ -183,7 +176,7 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
         device.barrier()
     maps = arrays.load(path)
     function, _ = explainer(run)
-    image = in_order_of(task.victim, gather_rows(task.data.images, range(1), device.torch))
+    image = gather_rows(task.data.images, range(1), device.torch)
     shape = (len(task.data.images), *function(task.victim, image).shape[1:])
     if maps.rows.shape != shape or maps.rows.dtype.kind != "f":
         raise GnimeError(f"{path}: {maps.rows.dtype} {maps.rows.shape}, this run needs float32 {shape}; "
@@ -269,7 +262,7 @@ def _explain(task: ExplanationTask, device: Device) -> Iterator[np.ndarray]:
         turn = batches[start : start + device.world]  # one batch per process
         maps = None
         if device.rank < len(turn):
-            images = in_order_of(task.victim, gather_rows(task.data.images, turn[device.rank], device.torch))
+            images = gather_rows(task.data.images, turn[device.rank], device.torch)
             maps = function(task.victim, images).float().cpu().numpy()
         if device.world > 1:
             gathered = [None] * device.world if device.rank == 0 else None

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from .config import PICTURE_EVERY, Run
 from .errors import GnimeError, Unfinished, printable
 from .evaluate import Result, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
-from .explanations import predict, trial_images, try_explainer
+from .explanations import trial_images, try_explainer
 from .networks import build, classifier_spec, inverter_spec
 from .ops import accelerate
 from .ownentries import register
@@ -31,7 +30,6 @@ from .store import artifact_lock
 from .system import say, seconds_since, stray_variables, warn
 from .training import MinMaxTask, fit_minmax
 from .verdict import compare, compare_beside
-from .victims import tell_accuracy
 
 SHOWN = 5  # images in the pictures of the injector's training: they fit a screen
 
@@ -60,20 +58,17 @@ def prepare(run: Run) -> None:
 
 def _prepare(experiment: Experiment) -> None:
     run, device = experiment.run, experiment.device
-    for warning in checks.warnings_about_images(experiment.data) if device.rank == 0 else ():
-        warn(warning)
     if EXPLAINERS[run.xai].own and not run.victim:  # before anything is trained or written; `load_victim` does it with its own
         untrained = build(classifier_spec(run.target, classes=10), run.seed).to(device.torch).eval().requires_grad_(False)
         try_explainer(run, untrained, trial_images(run, device))
-    if not run.victim:
-        _tell_victim(experiment)
-    experiment.victim, experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
+    if run.victim:
+        experiment.victim  # noqa: B018  checked before anything is written
+    for warning in checks.warnings_about_images(experiment.data) if device.rank == 0 else ():
+        warn(warning)
+    _tell_victim(experiment)
+    experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
     if checks.hardly_differ(experiment.explanations.rows):
         warn(f"{experiment.paths.explanations}: the maps hardly differ from each other, so they say nothing about the images")
-    if run.victim and device.rank == 0:
-        data = experiment.data
-        logits = predict(experiment.victim.network, data, device, replace(run, published="logits"))
-        tell_accuracy(run.victim, torch.from_numpy(logits), torch.from_numpy(data.labels), data.classes)
 
 
 def _tell_victim(experiment: Experiment) -> None:
@@ -86,7 +81,8 @@ def _tell_victim(experiment: Experiment) -> None:
     if checks.near_chance(found, by_chance):
         remedy = "train it longer" if victim.made_by else ("if its outputs are other classes than here, sort them: "
                                                            + checks.numbered(data.classes))
-        warn(f"{experiment.paths.victim}: accuracy {found:.3f} is near chance ({by_chance:.3f}); {remedy}")
+        name = experiment.run.victim or experiment.paths.victim
+        warn(f"{name}: accuracy {found:.3f} is near chance ({by_chance:.3f}); {remedy}")
 
 
 def train(run: Run) -> None:

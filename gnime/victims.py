@@ -37,6 +37,7 @@ def load_victim(run: Run, device: Device, classes: Callable[[], list[str]]) -> T
         raise GnimeError(f"--victim {run.victim}: returns {type(model).__name__}, not an nn.Module; it is a function without "
                          "arguments that returns the model")
     model = model.to(device.torch).eval().requires_grad_(False)
+    model.register_forward_pre_hook(_in_one_piece)
     images = trial_images(run, device)
     with full_fp32():
         logits = check_model(model, images, f"--victim {run.victim}:")
@@ -50,6 +51,11 @@ def load_victim(run: Run, device: Device, classes: Callable[[], list[str]]) -> T
     say(f"victim        {run.victim}: {sum(p.numel() for p in model.parameters()):,} parameters, not trained")
     return TrainedModel(model, digest_of(["own victim", run.victim.rpartition(":")[2], digest(run.victim), _state(model)]),
                         {"own": run.victim}, {})
+
+
+def _in_one_piece(model: nn.Module, inputs: tuple) -> tuple:
+    """Images in channels-last order, which the paper's classifier is fast in, cannot be viewed as rows, as a model may want."""
+    return tuple(part.contiguous() if isinstance(part, Tensor) else part for part in inputs)
 
 
 def check_model(model: nn.Module, images: Tensor, name: str) -> Tensor:
@@ -105,17 +111,6 @@ def _logits(model: nn.Module, images: Tensor, name: str) -> Tensor:
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-
-
-def tell_accuracy(name: str, predictions: Tensor, labels: Tensor, classes: list[str]) -> None:
-    """Prints the accuracy of predictions (n, classes) of somebody's own victim, and chance: the share of the largest class."""
-    accuracy = (predictions.argmax(1) == labels).double().mean().item()
-    chance = torch.bincount(labels).max().item() / len(labels)
-    say(f"victim        accuracy {accuracy:.3f} on {len(labels)} images, chance {chance:.3f}")
-    if accuracy < chance + 3 * (chance * (1 - chance) / len(labels)) ** 0.5:
-        order = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-        warn(f"{name}: its accuracy is near chance; are its logits in the order of the classes ({order}), and its images in "
-             "[0, 1]?")
 
 
 def features(network: nn.Module, images: Tensor) -> Tensor:
