@@ -66,5 +66,6 @@ class Fit:
 
 
 def load_defence(row: Row, inputs: DefenceInputs) -> Protect:
-    """The row's defence with its parameters."""
+    """The defence, with its parameters, of a row that publishes maps."""
+    assert row.defence is not None
     return DEFENCES[row.defence].load()(inputs, **row.parameters)

@@ -19,8 +19,12 @@ def layers(model: nn.Module) -> list[nn.Module] | None:
         return None
     if not isinstance(model, nn.Sequential):
         return [] if isinstance(model, nn.Dropout) else [model]
-    parts = [layers(part) for part in model]
-    return None if None in parts else [layer for part in parts for layer in part]
+    found: list[nn.Module] = []
+    for part in model:
+        if (inner := layers(part)) is None:
+            return None
+        found += inner
+    return found
 
 
 def _is_as_pytorch_wrote_it(module: nn.Module) -> bool:
