@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..batches import gather_rows, iter_batches
+from ..batches import CHUNK, gather_rows, iter_batches
 from ..models.prototypes import distances
-from ..system import generator
+from ..system import generator, release_freed_memory
 from . import DefenderData, Fit
 from .cond_mean import choose, fit_with_residuals
 
@@ -36,6 +36,8 @@ def fit(data: DefenderData, clusters: int) -> Fit:
             maps = gather_rows(data.explanations, choose(rows, MOST, data.seed, "images of", kind), data.device.torch)
             means, sizes = prototypes_of(maps.flatten(1), clusters, data.seed, kind)
             means = means.view(-1, *maps.shape[1:])
+            del maps  # before those of the next class are read
+            release_freed_memory()
         found, owner, images = [*found, means], [*owner, torch.full_like(sizes, kind)], [*images, sizes]
     tensors = {"prototypes": torch.cat(found), "owner": torch.cat(owner), "images": torch.cat(images)}
     spec = {"network": "prototypes", "shape": list(overall.shape), "prototypes": len(tensors["owner"])}
@@ -78,6 +80,7 @@ def prototypes_of(points: Tensor, clusters: int, seed: int, *purpose: object) ->
 
 def k_means(points: Tensor, clusters: int, seed: int, *purpose: object) -> Tensor:
     """Each point's cell, (n,): Lloyd's iterations from greedy k-means++ (Arthur and Vassilvitskii, 2007). It may be empty."""
+    release_freed_memory()
     chance = generator(seed, "k-means", *purpose)
     centres = points[torch.randint(len(points), (1,), generator=chance).to(points.device)]
     squares = points.square().sum(1)
@@ -119,4 +122,6 @@ def cell_means(points: Tensor, cells: Tensor, clusters: int = -1) -> tuple[Tenso
 
 def inertia(points: Tensor, cells: Tensor) -> float:
     """Sum of squared distances from the points to the means of their cells."""
-    return (points - cell_means(points, cells)[0][cells]).square().sum().item()
+    means = cell_means(points, cells)[0]
+    parts = zip(points.split(CHUNK), cells.split(CHUNK), strict=True)  # three arrays of the points' size would be 1.2 GB
+    return sum((some - means[of]).square().sum().item() for some, of in parts)
