@@ -101,14 +101,14 @@ def _labels(axis, rows: list[Point], publish: str | None, size: float) -> None:
 @our_style
 def metric_bars(path: Path, content: dict) -> None:
     """A panel per metric of the paper's attacker, and one of residual leakage by the best attacker; a bar per row."""
-    panels = {name: metric for name, metric in METRICS.items() if name != "psnr"}  # MSE again, on another scale
-    panels[RESIDUAL] = Metric(RESIDUAL, "residual leakage, best attacker", "", form=".0%", safer="lower")
+    shown = {name: metric for name, metric in METRICS.items() if name != "psnr"}  # MSE again, on another scale
+    shown[RESIDUAL] = Metric(RESIDUAL, "residual leakage, best attacker", "", form=".0%", safer="lower")
     settings, columns = content["settings"], 3
-    names, lines = list(settings), -(-len(panels) // columns)
+    names, lines = list(settings), -(-len(shown) // columns)
     figure, axes = panels(lines, columns, (11, (0.25 * len(names) + 0.85) * lines + 0.4))
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
-    for axis, (name, metric) in zip(axes.flat, panels.items(), strict=False):
+    for axis, (name, metric) in zip(axes.flat, shown.items(), strict=False):
         values = [settings[row].get(name) for row in names]
         if name == RESIDUAL:  # a bar that no leakage can have would shrink all others to lines
             values = [points(content)[row].leak for row in names]
@@ -124,7 +124,7 @@ def metric_bars(path: Path, content: dict) -> None:
         axis.set_title(metric.title + (f" ({metric.direction})" if metric.direction else ""), fontsize=9)
         axis.tick_params(labelsize=8)
         axis.invert_yaxis()  # the first row at the top
-        if axis not in axes[:, 0]:
+        if axis not in list(axes[:, 0]):
             axis.set_yticks([])
         axis.margins(x=0.22)
         axis.spines[["top", "right"]].set_visible(False)
