@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from .batches import AT_ONCE, channels_last
 from .checkpoints import load_checkpoint, load_into
 from .errors import GnimeError
+from .explainers.graph import noted_logits
 from .explainers.stack import minmax
 from .explanations import publish
 from .networks import build
 from .ops import accelerate, plain
-from .registry import EXPLAINERS
+from .registry import EXPLAINERS, PAPER_EXPLAINERS
 from .store import weights_digest
 
 SERVED = ("injector", "cond-mean", "prototypes", "cond-prototypes")  # networks that are defences
@@ -43,19 +43,8 @@ class Protected:
         """Of parts that fit each other; `load` verifies them. The victim must be in evaluation mode."""
         self.record = record
         self._victim, self._explain, self._defence = victim, explain, defence
-        self._kept = threading.local()  # the logits of the thread's present call
-        hook = _last_layer(victim).register_forward_hook(self._keep)
-        images = probe(record).to(_device_of(victim))
-        with torch.no_grad():
-            self._kept.logits = None
-            explain(victim, images)
-            kept, logits = self._kept.logits, victim(images)
-        if kept is None or kept.shape != logits.shape or not torch.allclose(kept, logits, rtol=1e-4, atol=1e-4):
-            hook.remove()  # the explainer does not evaluate the victim at the images, or does so several times
-
-    def _keep(self, layer: nn.Module, inputs: object, output: Tensor) -> None:
-        """Keeps the logits that the explainer computes on its way, so that the victim runs once."""
-        self._kept.logits = output.detach().clone()  # a clone, because LRP writes over them
+        # another explainer may evaluate the victim at other images
+        self._is_ours = any(explain is EXPLAINERS[name].load() for name in PAPER_EXPLAINERS)
 
     @classmethod
     @torch.inference_mode(False)  # what is made in inference mode could not be differentiated later
@@ -114,10 +103,10 @@ class Protected:
 
     def _protect(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Protected maps (N, K, h, w) and logits (N, classes)."""
-        self._kept.logits = None
-        clean = self._explain(self._victim, images).detach()
-        prediction = self._victim(images) if self._kept.logits is None else self._kept.logits
-        self._kept.logits = None
+        with noted_logits() as noted:  # computed on the way, so the victim runs once
+            clean = self._explain(self._victim, images).detach()
+        at_hand = self._is_ours and noted and len(noted[-1]) == len(images)
+        prediction = noted[-1] if at_hand else self._victim(images)
         return self._defence(clean, publish(prediction, self.record.get("published", "logits"))), prediction
 
     def _check_images(self, images: Tensor) -> None:
@@ -201,12 +190,6 @@ def check_explainer(explain: Explain, victim: nn.Module, record: dict, path: Pat
 def probe(record: dict) -> Tensor:
     """Two random images (2, C, H, W) in [0, 1] of the record's size, always the same. The caller's random state stays."""
     return torch.rand(2, *record["image"], generator=torch.Generator().manual_seed(0))
-
-
-def _last_layer(model: nn.Module) -> nn.Module:
-    while isinstance(model, nn.Sequential) and len(model):
-        model = model[-1]
-    return model
 
 
 def _device_of(model: nn.Module) -> torch.device:

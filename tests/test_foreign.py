@@ -116,7 +116,7 @@ FILES = {
     "shared": (lambda p: torch.save({"w": doubling()}, p), "more than the file holds"),
     "deep": (lambda p: torch.save({"w": nested(200)}, p), "nested too deeply"),
     "set": (lambda p: torch.save({"w": bytearray(3)}, p), "bytearray|could run code"),
-    "folder": (lambda p: p.mkdir(), "Is a directory"),
+    "folder": (lambda p: p.mkdir(), "not a regular file"),
     "pipe": (lambda p: os.mkfifo(p), "not a regular file"),
     "escapes": (lambda p: torch.save({"\x1b[31m" + "x" * 500: torch.eye(2).to_sparse()}, p), r"\\x1b"),
 }

@@ -232,7 +232,7 @@ def test_weights_follow_from_seed_and_purpose():
 
 def test_every_network_is_rebuilt_from_its_specification():
     specs = [classifier_spec(target("digits"), 10), injector_spec(target("digits"), (1, 16), 10, 0.25, 0.5)]
-    specs += [inverter_spec(kind, target("digits"), (1, 16), 10) for kind in ("predmi", "expmi", "dense", "centred")]
+    specs += [inverter_spec(kind, target("digits"), (1, 16), 10) for kind in ("predmi", "expmi", "dense", "centred", "unet")]
     fitted = {"shape": [1, 16, 16], "classes": 10, "centres": 7, "prototypes": 4}  # those that a fit writes into its file
     specs += [{"network": "cond-mean", **{name: fitted[name] for name in ("shape", "classes", "centres")}},
               {"network": "prototypes", **{name: fitted[name] for name in ("shape", "prototypes")}},

@@ -3,6 +3,8 @@
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
@@ -186,6 +188,19 @@ def memory(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
 
 
+_noted: ContextVar[list[Tensor] | None] = ContextVar("logits that explainers computed", default=None)
+
+
+@contextmanager
+def noted_logits() -> Iterator[list[Tensor]]:
+    """A list that receives the logits (N, classes) that explainers compute within, for a caller who needs them as well."""
+    token = _noted.set(noted := [])
+    try:
+        yield noted
+    finally:
+        _noted.reset(token)
+
+
 def check_logits(found: object, images: Tensor) -> None:
     """Raises:
         TypeError: `found` is no tensor (N, classes) of floating point.
@@ -193,3 +208,5 @@ def check_logits(found: object, images: Tensor) -> None:
     if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images) or not found.is_floating_point():
         what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise TypeError(f"the model returns {what} for {len(images)} images; explainers need logits, a tensor (N, classes)")
+    if (noted := _noted.get()) is not None:
+        noted.append(found.detach().as_subclass(Tensor).clone())  # a clone, because LRP writes over them
