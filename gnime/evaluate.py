@@ -1,4 +1,4 @@
-"""protect -> attack -> measure: the rows of the table, each with attackers of its own. `verdict` compares them."""
+"""protect -> attack -> measure: the rows of the table, each with attackers of its own. `comparison` compares them."""
 
 import math
 import time
@@ -43,7 +43,7 @@ class Result:
     Attributes:
         numbers: every metric of the paper's attacker, and the verdict: "best" (name, MSE and SSIM of the best attacker),
             "attackers" (MSE and validation error of each), "mse_strongest" (per image the best of all, averaged), "beside"
-            (the same of attackers that know more than the data; `verdict.compare_beside` adds to it).
+            (the same of attackers that know more than the data; `comparison.compare_beside` adds to it).
         errors: (n,) squared error of the best attacker, per test image.
         beside: the same of each attacker that knows more, of the first of the test images or of all.
         shown, shown_explanation: the best attacker's reconstructions of the first test images, and the maps it saw; uint8.

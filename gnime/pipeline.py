@@ -11,6 +11,7 @@ from torch import nn
 from . import checks
 from .batches import gather_rows
 from .checkpoints import save_checkpoint
+from .comparison import compare, compare_beside
 from .config import PICTURE_EVERY, Run
 from .errors import GnimeError, Unfinished, printable
 from .evaluate import Result, evaluate_row, train_attackers, try_defence
@@ -29,7 +30,6 @@ from .resuming import StateFile
 from .store import artifact_lock
 from .system import say, seconds_since, stray_variables, warn
 from .training import MinMaxTask, fit_minmax
-from .verdict import compare, compare_beside
 
 SHOWN = 5  # images in the pictures of the injector's training: they fit a screen
 

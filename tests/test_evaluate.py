@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gnime.cli import resolve
+from gnime.comparison import compare, compare_beside, exposed
 from gnime.defences import DefenceInputs
 from gnime.defences.class_mean import class_means
 from gnime.defences.noise import row_noise
@@ -14,7 +15,6 @@ from gnime.models.inversion import ExpMI
 from gnime.registry import ATTACKERS, DEFAULT_ATTACKERS, DEFENCES, ROWS
 from gnime.report.results import verdict_table
 from gnime.system import generator
-from gnime.verdict import compare, compare_beside, exposed
 
 
 def test_defences_by_hand():

@@ -17,8 +17,8 @@ LAYERS = [
     {"store"}, {"foreign"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
     {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
     {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences", "victims"},
-    {"experiment"}, {"attackers"}, {"evaluate"}, {"references"}, {"verdict"}, {"report", "protected", "formats"}, {"pipeline"},
-    {"cli"}, {"reproduce", "export"}, {"__init__"},  # the last one is the door, `gnime.Protected`
+    {"experiment"}, {"attackers"}, {"evaluate"}, {"references"}, {"comparison"}, {"report", "protected", "formats"},
+    {"pipeline"}, {"cli"}, {"reproduce", "export"}, {"__init__"},  # the last one is the door, `gnime.Protected`
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
