@@ -51,7 +51,7 @@ def build(spec: dict, seed: int = 0, *purpose: object) -> nn.Module:
 
 
 def rebuild(path: Path | str) -> nn.Module:
-    """The network in a file of ours, plain and in evaluation mode: `rebuild("models/def/mnist_lrp/injector.pt")`.
+    """The network in a file of ours, plain, in evaluation mode and frozen: `rebuild("models/def/mnist_lrp/injector.pt")`.
 
     Raises:
         GnimeError: the file is missing, damaged, or somebody else's (then nothing says which network it is).
@@ -79,7 +79,7 @@ def rebuild_from(checkpoint: Checkpoint, path: Path) -> nn.Module:
     check_fit(shapes, checkpoint.tensors, path)
     network = build(spec)
     load_into(network, checkpoint, path)
-    return network.eval()
+    return network.eval().requires_grad_(False)
 
 
 @dataclass
