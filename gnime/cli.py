@@ -13,7 +13,7 @@ from .errors import GnimeError, fixable
 from .flagtypes import at_least, name_or_file, own_file, rate, row_or_file, side, target_name, weight, width
 from .ownentries import register
 from .ownfiles import is_own, own_name
-from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, EXPLAINERS, KNOWN, ROWS, injector_row
+from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, DEFENCES, EXPLAINERS, KNOWN, ROWS, injector_row
 from .streams import open_standard_streams, tell
 from .threads import configure_threads
 
@@ -171,7 +171,7 @@ def _files(flags: Parser, asked: dict[str, list[str]]) -> tuple[tuple[str, str],
     """The objects of the user's own among the names that flags were given. Each needs a name that is not taken."""
     files = []
     for flag, names in asked.items():
-        taken = {*EXPLAINERS, *ROWS, *ATTACKERS, "all"}
+        taken = {*EXPLAINERS, *DEFENCES, *ROWS, *ATTACKERS, "all", "victim", "evaluation", "injector"}
         for spec in filter(is_own, names):
             if own_name(spec) in taken:
                 flags.error(f"argument --{flag}: {spec}: the name {own_name(spec)} is taken; give the object another one")

@@ -104,8 +104,8 @@ def _noise_that_leaks(results: dict[str, Result], remedy: str) -> list[str]:
     mse_of = {name: result.numbers["mse"] for name, result in results.items()}
     noisy = [name for name in results if find_row(name).defence in ("none", "rnd")]
     noisy.sort(key=lambda name: _distortion(results[name], math.inf))
-    return [f"{more}: more noise than {less}, but its attacker recovers more (MSE {mse_of[more]:.4f} and {mse_of[less]:.4f}): "
-            f"{less}'s has not converged; {remedy}" for less, more in itertools.pairwise(noisy)
+    return [f"{less}: its attacker recovers less (MSE {mse_of[less]:.4f}) than that of {more} ({mse_of[more]:.4f}), which has "
+            f"more noise: it has not converged; {remedy}" for less, more in itertools.pairwise(noisy)
             if mse_of[more] < (1 - SAME) * mse_of[less]]
 
 

@@ -208,10 +208,11 @@ class Run:
                  "--root": None if self.root == Path() else self.root,
                  "--datasets": None if self.datasets == self.root / "datasets" else self.datasets, "--gpu": self.gpu,
                  "--published": self.published if self.published_part else None}
+        if script == "prepare":
+            flags["--drop-duplicates"] = self.drop_duplicates
         switches = {}
         if script == self.script:
             flags |= {"--epochs": self.epochs, "--batch-size": self.batch_size, "--lr": self.lr, "--precision": self.precision}
-            flags["--drop-duplicates"] = self.drop_duplicates
             flags["--jobs"] = self.jobs if self.jobs > 1 else None
             switches |= {"--deterministic": self.deterministic, "--skip-bad": self.skip_bad}
         words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]

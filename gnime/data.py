@@ -58,6 +58,8 @@ class Data:
         digest: of the images' file.
         source: the fingerprint of what they were made of (see `sources.fingerprint`); None where it is not known.
         shuffled: whether GNIME shuffled the rows. One's own arrays are used in the order that they have.
+        labels_digest: of the file of one's own labels; of GNIME's, which belong to the images, None.
+        dropped: which copies of pictures were left out; see `Run.drop_duplicates`.
     """
 
     images: np.ndarray
@@ -67,6 +69,13 @@ class Data:
     splits: Splits
     source: dict | None = None
     shuffled: bool = True
+    labels_digest: str | None = None
+    dropped: str | None = None
+
+    @property
+    def labels_identity(self) -> dict:
+        """The part of an identity that tells apart what was trained on other labels of one's own."""
+        return {"labels": self.labels_digest} if self.labels_digest else {}
 
 
 def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: bool = False) -> Data:
@@ -100,7 +109,8 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
             _check_source(run, paths, record.get("source"))
     classes = record.get("classes") or [str(i) for i in range(int(labels.rows.max()) + 1)]
     return Data(images.rows, np.array(labels.rows, np.int64), classes, images.digest, splits, record.get("source"),
-                shuffled=labels.record is not None)
+                labels.record is not None, labels.digest if labels.record is None else None,
+                (images.record or {}).get("drop_duplicates"))
 
 
 def _exist(paths: Paths) -> bool:

@@ -243,7 +243,7 @@ class Experiment:
             return fit(task, StateFile(file.path, file.root, file.identity | how), self.device) | how
 
         identity = {"kind": name, "target": self.run.target.name, "seed": self.run.seed, "images": self.data.digest,
-                    "official": self.run.repeats("optimiser")}
+                    "official": self.run.repeats("optimiser")} | self.data.labels_identity
         spec = classifier_spec(self.run.target, len(self.data.classes))
         task = NetworkTask(name, path, spec, identity, config, (name,), train, extend=False, explained=True,
                            score="validation accuracy")

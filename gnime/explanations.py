@@ -142,12 +142,12 @@ class ExplanationTask:
     victim_digest: str
 
     def identity(self) -> dict:
-        """The record of the explanations' file. It has the version of the explainer and the scale of its maps if they are not
-        the usual ones."""
-        version, scale = EXPLAINERS[self.run.xai].version, self.run.scale
+        """The record of the explanations' file. It has the explainer's version if that is not 1, and of one's own the scale."""
+        explainer, scale = EXPLAINERS[self.run.xai], self.run.scale
         return {"kind": "explanations", "target": self.run.target.name, "xai": self.run.xai, "images": self.data.digest,
                 "victim": self.victim_digest, "pool": _pool(self.run)} | (
-                    {"version": version} if version != 1 else {}) | ({"scale": scale} if scale != "absolute" else {})
+                    {"version": explainer.version} if explainer.version != 1 else {}) | (
+                    {"scale": scale} if explainer.own else {})
 
 
 def protects(run: Run, data: Data, victim: nn.Module, maps: Sequence[int]) -> dict:

@@ -50,6 +50,7 @@ def test_copies_are_counted_split_by_split():
     splits = {"defender": range(4), "train": range(4, 6), "validation": range(6, 7), "test": range(7, 10)}
     # the test rows are 7 (alone), 8 and 9 (both copies of 3, which the defender has)
     assert count_across(first, splits) == {"copies": 4, "defender": 2, "train": 0, "validation": 0}
+    assert "validation" not in count_across(first, splits | {"validation": splits["test"]}), "as with --official validation"
 
 
 @pytest.fixture

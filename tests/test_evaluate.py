@@ -98,11 +98,11 @@ def test_comparison_of_settings():
     ({"expmi": (0.02, 0), "rnd-0": (0.0215, 0), "rnd": (0.03, 0.1), "rnd-4": (0.05, 0.4)}, None),  # as it should be
     ({"expmi": (0.02, 0), "rnd-0": (0.0225, 0)}, "rnd-0: distorts nothing"),
     ({"expmi": (0.02, 0), "gnime": (0.03, 0)}, "gnime: distorts nothing"),  # an injector that learnt to do nothing
-    ({"rnd-4": (0.02, 0.4), "rnd": (0.03, 0.1)}, "rnd-4: more noise than rnd"),
-    ({"expmi": (0.03, 0), "rnd": (0.02, 0.1)}, "rnd: more noise than expmi"),
+    ({"rnd-4": (0.02, 0.4), "rnd": (0.03, 0.1)}, "rnd: its attacker recovers less"),
+    ({"expmi": (0.03, 0), "rnd": (0.02, 0.1)}, "expmi: its attacker recovers less"),
     ({"rnd": (0.03, 0.1), "gnime": (0.02, 0.4)}, None),  # of another kind: nothing follows
     ({"rnd": (0.0300, 0.1), "rnd-4": (0.0277, 0.4)}, None),  # within what seeds do
-    ({"rnd": (0.0300, 0.1, 0.01), "rnd-4": (0.0265, 0.4, 0.01)}, "rnd-4: more noise than rnd"),  # the intervals meet
+    ({"rnd": (0.0300, 0.1, 0.01), "rnd-4": (0.0265, 0.4, 0.01)}, "rnd: its attacker recovers less"),  # the intervals meet
 ])
 def test_an_evaluation_that_contradicts_itself_warns(found, warned):
     warnings = compare({name: outcome(*numbers) for name, numbers in found.items()})

@@ -143,7 +143,8 @@ def test_captums_attributions(folder):
     ("--xai", "gone.py:ig", "--xai: gone.py: no such file"), ("--xai", "shap", "grad, gradcam, lrp, and not FILE.py:NAME"),
     ("--settings", "gone.py:a", "--settings: gone.py: no such file"), ("--attackers", "nobody", "not FILE.py:NAME"),
     ("--xai", "serve.py:lrp", "the name lrp is taken"), ("--settings", "serve.py:gnime", "the name gnime is taken"),
-    ("--attackers", "serve.py:all", "the name all is taken"), ("--scale", "signed", "an explainer of your own"),
+    ("--attackers", "serve.py:all", "the name all is taken"), ("--settings", "serve.py:none", "the name none is taken"),
+    ("--settings", "serve.py:injector", "the name injector is taken"), ("--scale", "signed", "an explainer of your own"),
     ("--image-size", "15", "not from 16 to 512"), ("--image-size", "513", "not from 16 to 512")])
 def test_usage(folder, capsys, flag, text, says):
     code, _, err = run(capsys, "eval", flag, text)

@@ -17,8 +17,10 @@ from PIL import Image
 from test_pipeline import SPLITS, Files
 
 from gnime.cli import resolve
+from gnime.comparison import compare
 from gnime.defences import DefenceInputs
 from gnime.defences.noise import rnd
+from gnime.evaluate import Result
 from gnime.networks import rebuild
 from gnime.registry import METRICS, colour, find_row, in_order, injector_weights, title
 from gnime.report import charts, figures
@@ -113,6 +115,20 @@ def test_what_is_dominated():
     assert judge(content(gnime=(0.40, 0.84), cond_prototypes_8=(0.44, 0.855))).dominated == {}, "touching intervals"
     warned = judge(content(["prototypes-4: its attacker has not converged"], gnime=(0.4, 0.84), prototypes_4=(0.0, 0.95)))
     assert warned.dominated == {}, "a row that cannot be trusted dominates none"
+
+
+def test_the_less_noisy_row_whose_attacker_failed_is_not_published():
+    """The attacker of rnd@0.01 recovers less than that of ten times the noise: it is the one that has not converged."""
+    results = {name: Result({"mse": mse, "mse_interval": [mse, mse], "distortion": noise}, torch.full((100,), mse),
+                            torch.empty(0), None)
+               for name, mse, noise in (("rnd@0.01", 0.09, 0.01), ("rnd@0.2", 0.05, 0.2))}
+    (warning,) = compare(results)
+    found = content([warning])
+    found["settings"] |= {"rnd@0.01": row("rnd@0.01", 0.0, 0.8), "rnd@0.2": row("rnd@0.2", 0.3, 0.7)}
+    assert judge(found).publish != "rnd@0.01"
+    untold = content()
+    untold["settings"] = found["settings"]
+    assert judge(untold).publish == "rnd@0.01", "without the warning it would be"
 
 
 def test_what_to_publish():

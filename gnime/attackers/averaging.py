@@ -46,4 +46,4 @@ def add_to_mean(experiment: Experiment, protect: Protect, maps: np.ndarray, coun
     with torch.no_grad(), full_fp32():
         for rows, (explanation, prediction, image) in iter_batches(sources, range(len(maps)), experiment.device.torch):
             part = maps[rows.start : rows.stop]
-            part += (protect(explanation, prediction, image, rows).cpu().numpy() - part) / count
+            part += (protect(explanation, prediction, image, rows).float().cpu().numpy() - part) / count

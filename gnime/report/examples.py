@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..batches import gather_rows
+from ..errors import printable
 from ..evaluate import Result, as_bytes
 from ..experiment import Experiment
 from ..registry import find_row, title
@@ -46,7 +47,7 @@ def names(experiment: Experiment) -> list[str]:
 def labels(experiment: Experiment) -> list[str]:
     """Of each test image, the name of its class."""
     data = experiment.data
-    return [data.classes[label] for label in data.labels[data.splits.test.start : data.splits.test.stop].tolist()]
+    return [printable(data.classes[label]) for label in data.labels[data.splits.test.start : data.splits.test.stop].tolist()]
 
 
 def choose(experiment: Experiment, results: dict[str, Result]) -> tuple[str, list[Example]]:

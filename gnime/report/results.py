@@ -122,15 +122,20 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
             continue
         epochs = max(stages[kind]["epochs"], found["epochs"]) if found.get("early") else found["epochs"]
         stages[kind] = dict(zip(CONFIG, [epochs, *found["stage"]], strict=True))
-    if injector in networks:
-        configuration["weight"] = networks[injector].get("weight")
+    if "injector" in networks:  # of the target's weight; others are in their rows' names
+        configuration["weight"] = networks["injector"].get("weight")
     return configuration
 
 
 def _portable(run: Run) -> Run:
     """The run with the last part of absolute paths: a result names no place of one machine."""
-    root, datasets = (Path(path.name) if path.is_absolute() else path for path in (run.root, run.datasets))
-    return replace(run, root=root, datasets=root / "datasets" if run.datasets == run.root / "datasets" else datasets)
+    def last(path: str | Path) -> Path:
+        return Path(Path(path).name) if Path(path).is_absolute() else Path(path)
+
+    root, datasets = last(run.root), last(run.datasets)
+    files = tuple((flag, str(last(spec))) for flag, spec in run.files)
+    return replace(run, root=root, datasets=root / "datasets" if run.datasets == run.root / "datasets" else datasets,
+                   victim=str(last(run.victim)) if run.victim else "", files=files)
 
 
 def write(experiment: Experiment, results: dict[str, Result], references: dict, warnings: list[str], duration: str,
@@ -140,7 +145,8 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
     Its "references" are the numbers of `references.references` as measured, not scaled. chosen: the rule of the pictures and
     the images; see `examples.choose`.
     """
-    run, data, device = _portable(experiment.run), experiment.data, experiment.device
+    data, device = experiment.data, experiment.device
+    run = replace(_portable(experiment.run), drop_duplicates=data.dropped)
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
     usual = run.target.inversion_weight
     for weight in injector_weights(results, usual):

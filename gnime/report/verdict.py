@@ -134,8 +134,8 @@ def _span(numbers: dict, metric: str, value: float | None) -> Interval | None:
 
 
 def _beside(numbers: dict) -> tuple[str, float, Interval] | None:
-    found = [(trial, other[RESIDUAL], _span(other, RESIDUAL, other[RESIDUAL])) for trial, other in
-             numbers.get("beside", {}).items() if other.get(RESIDUAL) is not None and "answers" not in knows(other["attacker"])]
+    found = [(trial, leak, _span(other, RESIDUAL, leak)) for trial, other in numbers.get("beside", {}).items()
+             if (leak := _leak(other)) is not None and "answers" not in knows(other["attacker"])]
     return max(found, key=lambda trial: trial[1], default=None)
 
 
