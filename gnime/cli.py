@@ -156,7 +156,7 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     if record.width < 1 << (record.size - 1).bit_length():  # at the next power of two a network has a channel or more
         flags.error(f"argument --width: {record.width}: images of side {record.size} need at least {record.size}")
     rows, asked = ([*dict.fromkeys(getattr(given, flag, ()))] for flag in ("settings", "attackers"))
-    files = _files(flags, {"xai": [given.xai], "settings": rows, "attackers": asked})
+    files = own_files(flags, {"xai": [given.xai], "settings": rows, "attackers": asked})
     if given.scale != "absolute" and not is_own(given.xai):
         flags.error(f"argument --scale: the maps of {given.xai} have no sign; the flag is for an explainer of your own")
     rows, attackers = tuple(map(own_name, rows)), tuple(map(own_name, asked))
@@ -167,8 +167,11 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
                given.victim or "", given.scale, files)
 
 
-def _files(flags: Parser, asked: dict[str, list[str]]) -> tuple[tuple[str, str], ...]:
-    """The objects of the user's own among the names that flags were given. Each needs a name that is not taken."""
+def own_files(flags: Parser, asked: dict[str, list[str]]) -> tuple[tuple[str, str], ...]:
+    """The objects of the user's own among the names that flags were given. Each needs a name that is not taken.
+
+    Returns pairs of a flag and FILE.py:NAME, as `Run.files` has them. A name that is taken ends the process with code 2.
+    """
     files = []
     for flag, names in asked.items():
         taken = {*EXPLAINERS, *DEFENCES, *ROWS, *ATTACKERS, "all", "victim", "evaluation", "injector"}

@@ -62,7 +62,7 @@ def explainer(run: Run) -> tuple[Callable[[nn.Module, Tensor], Tensor], int | No
     entry, pool = EXPLAINERS[run.xai], _pool(run)
     function = entry.load()
     if entry.own:
-        return functools.partial(_own_maps, function, entry.function, run), None
+        return functools.partial(own_maps, function, entry.function, run.scale, run.target.width), None
     return (functools.partial(function, pool=pool) if pool else function), pool
 
 
@@ -71,22 +71,28 @@ def _pool(run: Run) -> int | None:
     return run.target.gradcam_pool if run.xai == "gradcam" and run.repeats("gradcam") else None
 
 
-def _own_maps(function: Callable, name: str, run: Run, model: nn.Module, images: Tensor) -> Tensor:
+def own_maps(function: Callable, name: str, scale: str, width: float, model: nn.Module, images: Tensor) -> Tensor:
     """The maps of the user's own explainer, scaled to [0, 1] per image and channel.
+
+    Args:
+        name: FILE.py:NAME, for messages.
+        scale: "absolute" or "signed", as in `Run.scale`.
+        width: of the networks that take the maps.
 
     Raises:
         GnimeError: they are not maps (N, K, S, S) of finite numbers that the networks can take.
     """
-    maps = function(model, images.detach().contiguous().clone())
-    if fault := _fault(maps, len(images), run.target.width):
+    with torch.enable_grad():  # a service may call within no_grad
+        maps = function(model, images.detach().contiguous().clone())
+    if fault := _fault(maps, len(images), width):
         raise GnimeError(f"--xai {name}: {fault}")
     maps = maps.detach().to(images.device, torch.float32)
     if not maps.isfinite().all():
         raise GnimeError(f"--xai {name}: returns numbers that are not finite")
-    return minmax(maps) if run.scale == "absolute" else signed(maps)
+    return minmax(maps) if scale == "absolute" else signed(maps)
 
 
-def _fault(maps: object, n: int, width: int) -> str:
+def _fault(maps: object, n: int, width: float) -> str:
     """Why these cannot be the maps of n images; empty where they can."""
     if not isinstance(maps, Tensor):
         return f"returns {type(maps).__name__}, not a tensor of maps (N, K, S, S)"
@@ -151,10 +157,14 @@ class ExplanationTask:
 
 
 def protects(run: Run, data: Data, victim: nn.Module, maps: Sequence[int]) -> dict:
-    """The service that a defence is made for, as plain data: `Protected` refuses any other. maps: shape of one map."""
+    """The service that a defence is made for, as plain data: `Protected` refuses any other. maps: shape of one map.
+
+    Of the user's own explainer, "version" is the digest of its file, and "scale" says how its maps are scaled.
+    """
+    scale = {"scale": run.scale} if EXPLAINERS[run.xai].own else {}
     return {"victim": weights_digest(victim), "xai": run.xai, "version": EXPLAINERS[run.xai].version, "pool": _pool(run),
             "image": list(data.images.shape[1:]), "maps": list(maps), "classes": len(data.classes),
-            "published": run.published}
+            "published": run.published} | scale
 
 
 def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make: bool) -> arrays.Array:

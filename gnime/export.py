@@ -1,30 +1,36 @@
 """A defence as a file that a service runs: `python -m gnime.export --target digits --xai lrp --setting gnime OUT.onnx`."""
 
-import argparse
 import json
 import sys
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .cli import Formatter, Parser, guarded
+from .cli import Formatter, Parser, add_published, guarded, own_files
 from .config import TARGETS, Run, target
 from .errors import GnimeError, UsageError
-from .flagtypes import row_name, target_name
-from .registry import EXPLAINERS, RESIDUAL, Row, find_row
+from .flagtypes import name_or_file, own_file, row_name, target_name
+from .ownentries import register
+from .ownfiles import own_name
+from .paths import Paths
+from .registry import EXPLAINERS, RESIDUAL, Row, find_row, injector_entry
 
 PROGRAM = "python -m gnime.export"
 FORMATS = (".onnx", ".pt2")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     flags = Parser(PROGRAM, formatter_class=Formatter, allow_abbrev=False, description=(
         "Write a defence as a program: clean explanation and prediction in, protected explanation out, for any number of "
         "images. Its metadata say what it protects and how much it leaks."))
     flags.add_argument("--target", type=target_name, default="digits", metavar="NAME",
                        help=f"{', '.join(TARGETS)}, or any folder of class folders")
-    flags.add_argument("--xai", choices=EXPLAINERS, default="lrp", help="explainer")
+    flags.add_argument("--victim", type=own_file, metavar="FILE.py:NAME", help="as the scripts had it; it is not run")
+    flags.add_argument("--xai", type=name_or_file(EXPLAINERS), default="lrp", metavar="XAI",
+                       help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME as the scripts had it; it is not run")
     flags.add_argument("--setting", type=row_name, required=True, metavar="SETTING",
                        help="gnime, cond-mean, prototypes-K or cond-prototypes-K")
+    add_published(flags)
     flags.add_argument("--root", type=Path, default=Path(), help="folder of models/, aux/ and figures/")
     flags.add_argument("out", type=Path, metavar="OUT", help="a file .onnx (onnxruntime runs it) or .pt2 (PyTorch runs it)")
     return flags
@@ -44,20 +50,18 @@ def export(run: Run, row: Row, out: Path) -> list[str]:
     if out.is_dir():
         raise UsageError(f"OUT {out}: is a folder")
     from . import formats  # these import torch
-    from .paths import Paths
     from .protected import load_defence
     from .store import writing
     from .system import commit
 
     formats.require_packages(out.suffix)
-    paths = Paths(run)
+    run, paths = replace(run, rows=("predmi", "expmi", row.name)), Paths(run)  # the rows that residual leakage needs
     path = paths.injector(row.weight(run.target.inversion_weight)) if "injector" in row.needs else paths.defence(row.name)
     if not path.exists():
         script = "train" if "injector" in row.needs else "eval"
-        more = "" if script == "train" else f" --settings predmi expmi {row.name}"
-        raise GnimeError(f"{path} is missing; make it with: {run.command(script)}{more}")
+        raise GnimeError(f"{path} is missing; make it with: {run.command(script)}")
     network, record = load_defence(path)
-    leakage, notes = evaluation(paths.results, row, record["digest"])
+    leakage, notes = evaluation(run, row, record["digest"])
     metadata = {"setting": row.name, "bits": row.bits, **record, **leakage,
                 "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "commit": commit()}
     content = formats.convert(network, _example(network, record), out.suffix, metadata)
@@ -66,13 +70,14 @@ def export(run: Run, row: Row, out: Path) -> list[str]:
     return notes
 
 
-def evaluation(path: Path, row: Row, digest: str) -> tuple[dict, list[str]]:
-    """What `results.json` says of the row's leakage, and warnings where it says nothing of this defence or contradicts itself.
+def evaluation(run: Run, row: Row, digest: str) -> tuple[dict, list[str]]:
+    """What `results.json` says of the row's leakage, and notes where it says nothing of this defence or warns of this row.
 
+    run: its rows are those of the command that measures the leakage.
     digest: of the defence's file. The numbers are None where the evaluation is missing or of another file.
     """
     unknown: dict = {RESIDUAL: None, "interval": None, "best": None, "attackers": None, "evaluated": None, "warnings": []}
-    command = f"eval.py --settings predmi expmi {row.name}"
+    path, command = Paths(run).results, run.command("eval")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found, networks = content["settings"].get(row.name), content["networks"]
@@ -82,13 +87,15 @@ def evaluation(path: Path, row: Row, digest: str) -> tuple[dict, list[str]]:
         return unknown, [f"{path}: cannot be read, so the leakage is not in the file; make it again with {command}"]
     if found is None:
         return unknown, [f"{path}: {row.name} is not evaluated, so the leakage is not in the file; measure it with {command}"]
-    name = "injector" if "injector" in row.needs else f"{row.name} defence"
+    usual = run.target.inversion_weight
+    name = injector_entry(row.weight(usual), usual) if "injector" in row.needs else f"{row.name} defence"
     if networks.get(name, {}).get("digest") != digest:
         return unknown, [f"{path}: older than the defence, which was made again since, so the leakage is not in the file; "
                          f"measure it with {command}"]
     leakage = {RESIDUAL: found.get(RESIDUAL), "interval": found.get(f"{RESIDUAL}_interval"), "best": found.get("best"),
                "attackers": found.get("attackers"), "evaluated": content.get("commit"), "warnings": content.get("warnings", [])}
-    notes = [f"{path}: the evaluation contradicts itself: {warning}" for warning in leakage["warnings"]]
+    notes = [f"{path}: the evaluation warns: {warning}" for warning in leakage["warnings"]
+             if warning.startswith(f"{row.name}: ")]
     if leakage[RESIDUAL] is None:
         notes.append(f"{path}: residual leakage is not known without the rows predmi and expmi; measure it with {command}")
     return leakage, notes
@@ -105,8 +112,11 @@ def _example(network, record: dict) -> tuple:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command. Returns the exit code as `cli.main` does."""
-    given = parser().parse_args(arguments)
-    run = Run("eval", target(given.target), given.xai, given.root, given.root / "datasets", gpu=-1)
+    register(())  # what an earlier run in this process registered
+    flags = parser()
+    given = flags.parse_args(arguments)
+    run = Run("eval", target(given.target), own_name(given.xai), given.root, given.root / "datasets", gpu=-1,
+              published=given.published, victim=given.victim or "", files=own_files(flags, {"xai": [given.xai]}))
 
     def work() -> None:
         from .system import say, warn

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .batches import AT_ONCE, channels_last
-from .checkpoints import load_checkpoint, load_into
+from .checkpoints import load_checkpoint
 from .errors import GnimeError
 from .explainers.graph import noted_logits
 from .explainers.stack import minmax
-from .explanations import publish
-from .networks import build
+from .explanations import own_maps, publish
+from .networks import rebuild_from
 from .ops import accelerate, plain
+from .ownfiles import digest, is_own, load_own, own_name
 from .registry import EXPLAINERS, PAPER_EXPLAINERS
 from .store import weights_digest
 
@@ -36,7 +39,8 @@ class Protected:
 
     Attributes:
         record: what the defence was made for: "victim" (hash of its weights), "xai" and its "version", "pool", "image" and
-            "maps" (shapes of one of each), "classes", "published" (the form of predictions), "digest" (of the file).
+            "maps" (shapes of one of each), "classes", "published" (the form of predictions), "digest" (of the file); of an
+            explainer of one's own also "scale".
     """
 
     def __init__(self, victim: nn.Module, explain: Explain, defence: nn.Module, record: dict):
@@ -54,11 +58,12 @@ class Protected:
         Args:
             path: of an injector or of a fitted defence (`cond-mean`, `prototypes-K`, `cond-prototypes-K`).
             model: the victim, an `nn.Module` from images (N, C, H, W) in [0, 1] to logits (N, classes). It is not changed.
-            explainer: a name of the registry, or a function (model, images) -> maps that computes the same maps.
+            explainer: a name of the registry, or a function (model, images) -> maps that computes the same maps. An explainer
+                of one's own, which the scripts were given as FILE.py:NAME, is given so here too; the file is run.
 
         Raises:
             GnimeError: the file is missing, damaged, no defence, or does not record its victim; or it was made for another
-                victim, explainer, scaling or size. The message says for which.
+                victim, explainer, scaling or size; or one's own explainer cannot be run. The message says which.
             TypeError: the explainer does not take such a model.
         """
         path = Path(path)
@@ -150,14 +155,15 @@ def load_defence(path: Path) -> tuple[nn.Module, dict]:
         raise GnimeError(f"{path}: made with --official gradcam, whose maps depend on the other images of a batch; make it "
                          "without")
     with torch.random.fork_rng(range(torch.cuda.device_count())):  # a fresh network draws weights
-        defence = build(spec)
-    load_into(defence, checkpoint, path)
-    return defence.eval(), record | {"digest": checkpoint.digest}
+        defence = rebuild_from(checkpoint, path)
+    return defence, record | {"digest": checkpoint.digest}
 
 
 def _explainer(explainer: str | Explain, record: dict, path: Path) -> Explain:
     """The function of that name, if the defence was made for it; a function is returned as it is."""
     name = record["xai"]
+    if _is_own(record):
+        return _own_explainer(explainer, record, path)
     if isinstance(explainer, str) and explainer != name:
         raise GnimeError(f"{path}: made for explanations by {name}, not by {explainer}")
     if name not in EXPLAINERS:
@@ -168,16 +174,44 @@ def _explainer(explainer: str | Explain, record: dict, path: Path) -> Explain:
     return EXPLAINERS[name].load() if isinstance(explainer, str) else explainer
 
 
+def _is_own(record: dict) -> bool:
+    """Whether the explainer is in a file of the user's own, whose digest is its version."""
+    return isinstance(record["version"], str)
+
+
+def _own_explainer(explainer: str | Explain, record: dict, path: Path) -> Explain:
+    """The explainer FILE.py:NAME, its maps scaled as those that the defence was made for.
+
+    A function is refused, because there is nothing to compare its maps with. A file is compared by its digest.
+    """
+    name = record["xai"]
+    if "scale" not in record:
+        raise GnimeError(f"{path}: an older version wrote it, which did not record how the maps of {name} are scaled; move it "
+                         "away and make it again")
+    if not isinstance(explainer, str) or not is_own(explainer) or own_name(explainer) != name:
+        raise GnimeError(f"{path}: made for explanations by {name}, in a file of your own; give the explainer as "
+                         f"\"FILE.py:{name}\"")
+    if digest(explainer) != record["version"]:
+        raise GnimeError(f"{path}: made for another content of {explainer.rpartition(':')[0]}; give the file as it was, or "
+                         "make the defence again")
+    return functools.partial(own_maps, load_own(explainer), explainer, record["scale"], math.inf)
+
+
 def check_explainer(explain: Explain, victim: nn.Module, record: dict, path: Path) -> None:
     """Compares the explainer's maps of two random images with those of the registry's explainer of the record.
+
+    Of the user's own explainer only the size is compared: its file is known to be that of the record.
 
     Raises:
         GnimeError: size, scaling or explainer differ; the message says which.
     """
     images, name = probe(record).to(_device_of(victim)), record["xai"]
-    found, expected = explain(victim, images).detach(), EXPLAINERS[name].load()(victim, images)
+    found = explain(victim, images).detach()
     if list(found.shape[1:]) != record["maps"]:
         raise GnimeError(f"{path}: made for maps of size {record['maps']}, this explainer's have {list(found.shape[1:])}")
+    if _is_own(record):
+        return
+    expected = EXPLAINERS[name].load()(victim, images)
     if (found - expected).abs().max() <= SAME:
         return
     shifted = found - found.amin((2, 3), keepdim=True)

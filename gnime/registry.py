@@ -251,6 +251,11 @@ def injector_row(weight: float) -> str:
     return f"gnime{WEIGHT.mark}{weight:g}"
 
 
+def injector_entry(weight: float, usual: float) -> str:
+    """The name of the injector of that weight among the networks in `results.json`."""
+    return "injector" if weight == usual else f"{injector_row(weight)} injector"
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Names of rows in the order of tables: that of `ROWS`, and by their number within a family."""
     places = list(ROWS)

@@ -2,15 +2,17 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import random_defence, small_classifier
 
 from gnime import export, formats
+from gnime.checkpoints import load_checkpoint
+from gnime.config import Run, target
 from gnime.errors import GnimeError
 from gnime.networks import rebuild
+from gnime.paths import Paths
 from gnime.registry import find_row
 from gnime.store import write_text
 
@@ -50,8 +52,9 @@ def test_the_injector_as_onnx_says_what_it_is(small_root, tmp_path, capsys):
     assert (said["residual_leakage"], said["interval"]) == (row["residual_leakage"], row["residual_leakage_interval"])
     assert said["attackers"] == row["attackers"] and said["best"] == row["best"]
     assert said["evaluated"] == said["commit"] == results["commit"] and said["date"].startswith("20")
-    warned = [line for line in printed.err.splitlines() if "contradicts itself" in line]
-    assert len(warned) == len(results["warnings"]) and said["warnings"] == results["warnings"]
+    warned = [line.partition("the evaluation warns: ")[2] for line in printed.err.splitlines() if "evaluation warns" in line]
+    assert warned == [line for line in results["warnings"] if line.startswith("gnime: ")]
+    assert said["warnings"] == results["warnings"]
     assert [path.name for path in out.parent.iterdir()] == ["gnime.onnx"]
 
 
@@ -106,7 +109,18 @@ def test_refused_before_anything_is_written(small_root, tmp_path, monkeypatch, c
     assert code == 1 and "prototypes-5.pt is missing; make it with: python eval.py --target digits --xai lrp" in line
     assert line.endswith("--settings predmi expmi prototypes-5")
     code, line = fails("--setting", "gnime", "--xai", "grad")
-    assert code == 1 and "digits_grad/injector.pt is missing; make it with: python train.py" in line
+    assert code == 1 and "digits_grad/injector.pt is missing; make it with: python train.py" in line and "--weight" not in line
+    code, line = fails("--setting", "gnime@30")
+    assert code == 1 and "gnime@30/injector.pt is missing; make it with: python train.py" in line
+    assert line.endswith("--weight 30")
+    (tmp_path / "own.py").write_text("raise SystemExit  # it must not be run")
+    model, lrp = (f"{tmp_path / 'own.py'}:{name}" for name in ("model", "lrp"))
+    code, line = fails("--setting", "gnime", "--victim", model, "--published", "label")
+    assert code == 1 and "digits_model_lrp_label/injector.pt is missing" in line
+    assert f"--victim {model} " in line and line.endswith("--published label")
+    assert fails("--setting", "gnime", "--victim", "none.py:model")[0] == 2
+    code, line = fails("--setting", "gnime", "--xai", lrp)
+    assert code == 2 and "the name lrp is taken" in line
     with monkeypatch.context() as patch:
         patch.setattr(torch.export, "export", lambda *_, **__: 1 / 0)
         assert fails("--setting", "gnime") == (1, "the defence cannot be converted to .onnx (division by zero)")
@@ -120,24 +134,46 @@ def test_refused_before_anything_is_written(small_root, tmp_path, monkeypatch, c
         assert code == 1 and "x.onnx: cannot be written" in line
 
 
+def test_a_defence_of_another_weight_and_of_ones_own_objects_has_its_leakage(tmp_path, monkeypatch):
+    """Files where the scripts put them; the flags find them, and the numbers are those of the file's digest."""
+    folder = tmp_path / "models/def/digits_model_shown_probabilities/gnime@30"
+    folder.mkdir(parents=True)
+    digest = load_checkpoint(random_defence(folder / "injector.pt", "injector", small_classifier(), renamed="shown")).digest
+    (tmp_path / "own.py").write_text("raise SystemExit  # it must not be run")
+    results = tmp_path / "figures/digits_model_shown_probabilities/results.json"
+    results.parent.mkdir(parents=True)
+    write_text(results, json.dumps({
+        "settings": {"gnime@30": {"residual_leakage": 0.25}}, "commit": "c", "warnings": [],
+        "networks": {"injector": {"digest": "another"}, "gnime@30 injector": {"digest": digest}}}))
+    monkeypatch.setattr(formats, "convert", lambda network, example, suffix, metadata: json.dumps(metadata).encode())
+    own, out = tmp_path / "own.py", tmp_path / "x.onnx"
+    assert export.main(["--setting", "gnime@30", "--victim", f"{own}:model", "--xai", f"{own}:shown", "--published",
+                        "probabilities", "--root", str(tmp_path), str(out)]) == 0
+    said = json.loads(out.read_text())
+    assert (said["residual_leakage"], said["digest"], said["xai"]) == (0.25, digest, "shown")
+
+
 def test_an_evaluation_that_says_nothing_of_the_defence_is_named(tmp_path):
     """results.json by hand: each note, and the numbers that the metadata then have."""
-    path, row = tmp_path / "results.json", find_row("gnime")
+    run = Run("eval", target("digits"), "lrp", tmp_path, tmp_path / "datasets", gpu=-1, rows=("predmi", "gnime"))
+    path, row = Paths(run).results, find_row("gnime")
+    command = f"python eval.py --target digits --xai lrp --root {tmp_path} --gpu -1 --settings predmi gnime"
     numbers = {"residual_leakage": 0.25, "residual_leakage_interval": [0.2, 0.3], "best": {"attacker": "kernel"},
                "attackers": {"kernel": {"mse": 0.1}}}
     content = {"settings": {"gnime": numbers}, "networks": {"injector": {"digest": "abc"}}, "commit": "c", "warnings": []}
 
     def judged(digest="abc", **changed):
         write_text(path, json.dumps(content | changed))
-        leakage, notes = export.evaluation(path, row, digest)
+        leakage, notes = export.evaluation(run, row, digest)
         return leakage["residual_leakage"], leakage["interval"], [note.removeprefix(f"{path}: ") for note in notes]
 
     unknown = None, None
-    assert export.evaluation(Path(tmp_path / "none.json"), row, "abc")[1] == [
-        f"{tmp_path / 'none.json'}: gnime is not evaluated, so the leakage is not in the file; measure it with "
-        "eval.py --settings predmi expmi gnime"]
+    assert export.evaluation(run, row, "abc")[1] == [
+        f"{path}: gnime is not evaluated, so the leakage is not in the file; measure it with {command}"]
+    path.parent.mkdir(parents=True)
     assert judged() == (0.25, [0.2, 0.3], [])
-    assert judged(warnings=["rnd: x"]) == (0.25, [0.2, 0.3], ["the evaluation contradicts itself: rnd: x"])
+    warnings = ["rnd: x", "gnime@30: x", "gnime: y", "images: x"]
+    assert judged(warnings=warnings) == (0.25, [0.2, 0.3], ["the evaluation warns: gnime: y"])
     *found, (note,) = judged("abd")
     assert (*found,) == unknown and note.startswith("older than the defence, which was made again since")
     *found, (note,) = judged(settings={})
@@ -147,5 +183,6 @@ def test_an_evaluation_that_says_nothing_of_the_defence_is_named(tmp_path):
     *found, (note,) = judged(settings={"gnime": {"residual_leakage": None}})
     assert (*found,) == unknown and note.startswith("residual leakage is not known without the rows predmi and expmi")
     content["settings"], content["networks"] = {"cond-mean": numbers}, {"cond-mean defence": {"digest": "f"}}
+    assert judged("f")[0] is None
     row = find_row("cond-mean")
     assert judged("f") == (0.25, [0.2, 0.3], [])

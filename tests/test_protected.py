@@ -2,7 +2,9 @@
 
 import copy
 import threading
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import random_defence, small_classifier
@@ -15,7 +17,10 @@ from gnime.errors import GnimeError
 from gnime.experiment import Experiment
 from gnime.explainers.gradcam import gradcam
 from gnime.explainers.lrp import lrp
+from gnime.explanations import protects
 from gnime.networks import rebuild
+from gnime.ownentries import register
+from gnime.ownfiles import digest
 from gnime.registry import DEFENCES, EXPLAINERS, find_row
 from gnime.store import weights_digest
 
@@ -108,9 +113,58 @@ def test_refusals_say_which(tmp_path, victim):
     assert refused(victim, "lrp", tmp_path / "plain.pt").startswith("holds a network without a record")
     assert refused(victim, "lrp", tmp_path / "none.pt") == f"{tmp_path / 'none.pt'} is missing"
     old = load_checkpoint(path)
+    for wrong, said in ((old.spec | {"width": -64}, "its specification is of no network"),
+                        (old.spec | {"width": 128}, "does not fit: ")):
+        save_checkpoint(path, old.tensors, wrong, old.made_by, old.extra)
+        assert refused(victim, "lrp").startswith(said)
     save_checkpoint(path, old.tensors, old.spec, old.made_by, {})
     assert refused(victim, "lrp") == ("an older version wrote it, which did not record the victim; move it away and make it "
                                       "again with train.py")
+
+
+OWN = """
+import torch
+def slope(model, images):
+    images.requires_grad_()
+    return 3 * torch.autograd.grad(model(images).amax(1).sum(), images)[0]
+"""
+
+
+@pytest.mark.parametrize("scale", ["absolute", "signed"])
+def test_an_explainer_of_ones_own_is_scaled_as_the_defence_had_it(tmp_path, victim, scale):
+    """The scaling by hand, and the registry empty, as it is in a service's process."""
+    (tmp_path / "own.py").write_text(OWN)
+    spec = f"{tmp_path / 'own.py'}:slope"
+    run = resolve("train", ["--xai", spec, "--scale", scale])
+    register(run.files)
+    record = protects(run, SimpleNamespace(images=np.zeros((1, 3, 16, 16)), classes=range(5)), victim, [3, 16, 16])
+    register(())
+    assert (record["xai"], record["scale"], record["version"]) == ("slope", scale, digest(spec))
+    path = random_defence(tmp_path / "d.pt", "prototypes", victim, "grad", renamed="slope", version=record["version"],
+                          scale=record["scale"])
+    images = torch.rand(5, 3, 16, 16, requires_grad=True)
+    (raw,) = torch.autograd.grad(victim(images).amax(1).sum(), images)
+    if scale == "absolute":
+        low, high = (bound((2, 3), keepdim=True) for bound in (raw.abs().amin, raw.abs().amax))
+        expected = (raw.abs() - low) / (high - low)
+    else:
+        expected = 0.5 + 0.5 * raw / raw.abs().amax((2, 3), keepdim=True)
+    protected = Protected.load(path, victim, spec)
+    with torch.no_grad():
+        assert (protected.attribute(images) - rebuild(path)(expected, victim(images))).abs().max() < 1e-4
+        assert (protected._explain(victim, images) - expected).abs().max() < 1e-4
+
+    def refused(explainer, file=path):
+        with pytest.raises(GnimeError, match="^" + str(file)) as error:
+            Protected.load(file, victim, explainer)
+        return str(error.value).removeprefix(f"{file}: ")
+
+    for other in ("slope", "grad", EXPLAINERS["grad"].load(), spec.replace(":slope", ":other")):
+        assert refused(other) == 'made for explanations by slope, in a file of your own; give the explainer as "FILE.py:slope"'
+    old = random_defence(tmp_path / "e.pt", "prototypes", victim, "grad", renamed="slope", version=digest(spec))
+    assert refused(spec, old).startswith("an older version wrote it, which did not record how the maps of slope are scaled")
+    (tmp_path / "own.py").write_text(OWN + "#")
+    assert refused(spec).startswith(f"made for another content of {tmp_path / 'own.py'}; ")
 
 
 def test_images_and_targets_that_do_not_fit_are_refused(tmp_path, victim):

@@ -13,7 +13,7 @@ from ..evaluate import Result
 from ..experiment import Experiment
 from ..metrics.leakage import is_possible
 from ..references import scale
-from ..registry import METRICS, RESIDUAL, find_row, injector_row, injector_weights, title
+from ..registry import METRICS, RESIDUAL, find_row, injector_entry, injector_weights, title
 from ..store import write_text
 from ..system import provenance
 from . import examples
@@ -150,8 +150,7 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
     networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
     usual = run.target.inversion_weight
     for weight in injector_weights(results, usual):
-        name = "injector" if weight == usual else f"{injector_row(weight)} injector"
-        networks[name] = experiment.injector_of(weight).summary()
+        networks[injector_entry(weight, usual)] = experiment.injector_of(weight).summary()
     networks |= {f"{name} defence": experiment.fitted_defence(find_row(name)).summary() for name in results
                  if "fitted" in find_row(name).needs}
     networks |= {name: result.attacker for name, result in results.items() if result.attacker}
