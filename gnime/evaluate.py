@@ -20,6 +20,7 @@ from .entries import load
 from .errors import GnimeError
 from .experiment import Experiment
 from .metrics.leakage import bootstrap_intervals, mse
+from .ownfiles import call
 from .registry import ATTACKERS, DEFENCES, METRICS, Row
 from .victims import features
 
@@ -115,9 +116,10 @@ def _published(experiment: Experiment, row: Row, defence: Protect) -> Iterator[t
 
 def attack(experiment: Experiment, row: Row, attacker: str, shown: AttackerData) -> Fitted:
     """The attacker of that name, after it has learnt from `shown`."""
-    fitted = ATTACKERS[attacker].load()(experiment, row, shown)
+    entry, arguments = ATTACKERS[attacker], (experiment, row, shown)
+    fitted = call(entry.function, entry.load(), *arguments) if entry.own else entry.load()(*arguments)
     fitted = fitted if isinstance(fitted, Fitted) else Fitted(fitted)
-    return checked(fitted, attacker, shown.images.shape[1:]) if ATTACKERS[attacker].own else fitted
+    return checked(fitted, attacker, shown.images.shape[1:]) if entry.own else fitted
 
 
 def validation_error(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerData) -> float:

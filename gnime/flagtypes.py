@@ -38,7 +38,11 @@ def positive(text: str) -> float:
 
 
 def rate(text: str) -> float:
-    if not 0 < (value := positive(text)) <= 1:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0, up to 1")
     return value
 

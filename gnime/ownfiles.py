@@ -65,6 +65,20 @@ def _read(path: Path) -> bytes:
         raise GnimeError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def call(spec: str, function: Callable, *arguments: object, **named: object) -> object:
+    """What an object of the user's own returns.
+
+    Raises:
+        GnimeError: it does not take these arguments. What it raises itself passes; see `errors.fixable`.
+    """
+    try:
+        return function(*arguments, **named)
+    except TypeError as error:
+        if place(error):
+            raise
+        raise GnimeError(f"{spec}: {brief(error)}; docs/own-model.md shows how it is called") from None
+
+
 def _module(path: Path, version: str) -> ModuleType:
     name = f"{USER_MODULE}{path.resolve()} {version[:16]}"
     if name in sys.modules:

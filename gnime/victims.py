@@ -15,7 +15,7 @@ from .errors import GnimeError, brief, place
 from .explanations import trial_images, try_explainer
 from .models.classifier import Classifier
 from .networks import TrainedModel
-from .ownfiles import digest
+from .ownfiles import call, digest
 from .store import digest_of
 from .system import derive_seed, say, warn
 
@@ -32,7 +32,7 @@ def load_victim(run: Run, device: Device, classes: Callable[[], list[str]]) -> T
         GnimeError: the file or the model is not as it should be.
     """
     torch.manual_seed(derive_seed(run.seed, "own victim"))  # a model that draws its weights draws the same in every script
-    model = load(run.victim)()
+    model = call(run.victim, load(run.victim))
     if not isinstance(model, nn.Module):
         raise GnimeError(f"--victim {run.victim}: returns {type(model).__name__}, not an nn.Module; it is a function without "
                          "arguments that returns the model")

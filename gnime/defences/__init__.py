@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..batches import Rows
 from ..device import Device
+from ..ownfiles import call
 from ..registry import DEFENCES, Row
 
 # (explanations (n, K, S, S), predictions (n, classes), images (n, C, T, T), their row numbers) -> maps (n, K, S, S)
@@ -68,4 +69,5 @@ class Fit:
 def load_defence(row: Row, inputs: DefenceInputs) -> Protect:
     """The defence, with its parameters, of a row that publishes maps."""
     assert row.defence is not None
-    return DEFENCES[row.defence].load()(inputs, **row.parameters)
+    entry = DEFENCES[row.defence]
+    return call(entry.function, entry.load(), inputs, **row.parameters) if entry.own else entry.load()(inputs, **row.parameters)

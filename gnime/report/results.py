@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
-from ..config import PUBLISHED, Run
+from ..config import PUBLISHED, Run, target
 from ..evaluate import Result
 from ..experiment import Experiment
 from ..metrics.leakage import is_possible
@@ -127,6 +127,25 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
     return configuration
 
 
+def _commands(run: Run, networks: dict) -> list[str]:
+    """The commands that repeat the run, with the epochs, batch and learning rate that classifiers and injectors had."""
+    made = [run.command("eval")]
+    injectors = [name for name in networks if name.endswith("injector")]
+    for script, kind, name in (("train", "injector", (injectors or [""])[0]), ("prepare", "classifier", "evaluation")):
+        found, usual = networks.get(name, {}), target(run.target.name, run.target.size)
+        if kind == "injector" and not found:
+            continue
+        had = dict(zip(CONFIG, [found.get("epochs"), *found.get("stage", ())], strict=False))
+        config = getattr(usual, kind)
+        if found.get("early"):  # it would stop there again
+            had["epochs"] = config.epochs
+        flags = {key: had[key] for key in ("epochs", "batch_size", "lr") if had.get(key) not in (None, getattr(config, key))}
+        bare = replace(run, script=script, rows=(), attackers=(), precision=None, jobs=1, epochs=None, batch_size=None, lr=None,
+                       weights=run.weights or injector_weights(run.rows, run.target.inversion_weight))
+        made.insert(0, replace(bare, **flags).command(script))
+    return made
+
+
 def _portable(run: Run) -> Run:
     """The run with the last part of absolute paths: a result names no place of one machine."""
     def last(path: str | Path) -> Path:
@@ -159,7 +178,7 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
         "source": data.source,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
         "configuration": _as_trained(run.describe(), networks), "precision": device.precision,
-        "command": run.command("eval"), "commands": [run.command(script) for script in ("prepare", "train", "eval")],
+        "command": run.command("eval"), "commands": _commands(run, networks),
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
                             "answers": 1 if find_row(name).draws else None, **result.numbers}
                      for name, result in results.items()},

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..config import PUBLISHED
-from ..metrics.leakage import is_possible
+from ..metrics.leakage import CHANCE, is_possible
 from ..registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, USEFULNESS, find_row, injector_row
 
 Interval = tuple[float, float]
@@ -19,7 +19,7 @@ class Point:
         kept, kept_span: usefulness, with its interval; None where no map is published.
         attacker: title of the best attacker.
         beside: of attackers that know more than the data: name, leak and interval of the strongest; None: there is none.
-            Those that get several answers to one image do not count: a service gives one.
+            Those that get several answers to one image are among them, if they were asked for.
         warnings: those that concern this row. What `beside` recovers more is in its leak already.
     """
 
@@ -55,8 +55,10 @@ class Point:
 
     @property
     def tight(self) -> bool:
-        """Whether no attacker found more in its maps than in the prediction: no interval of its leak lies above 0."""
-        return self.sound and (self.bits == 0 or all(low <= 0 for low, _ in self.spans))
+        """Whether no attacker found more in its maps than in the prediction: all intervals of its leak reach 0, and no leak is
+        larger than what chance makes. Wide intervals of few images prove nothing."""
+        leaks = [self.leak, *([self.beside[1]] if self.beside else [])]
+        return self.sound and (self.bits == 0 or all(low <= 0 for low, _ in self.spans) and max(leaks) <= CHANCE)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _span(numbers: dict, metric: str, value: float | None) -> Interval | None:
 
 def _beside(numbers: dict) -> tuple[str, float, Interval] | None:
     found = [(trial, leak, _span(other, RESIDUAL, leak)) for trial, other in numbers.get("beside", {}).items()
-             if (leak := _leak(other)) is not None and "answers" not in knows(other["attacker"])]
+             if (leak := _leak(other)) is not None]
     return max(found, key=lambda trial: trial[1], default=None)
 
 
@@ -225,6 +227,8 @@ def _assurance(row: Point, published: str) -> str:
         return (f"{seen}, but its maps follow from what is published of the prediction: they tell neither an attacker nor a "
                 "user more about the image than that does.")
     seen += f", so {percent(max(high for _, high in row.spans))} cannot be ruled out"
+    if find_row(row.name).draws:
+        seen += ". This holds for one answer to each image, with a secret seed"
     if row.bits is None:
         return f"{seen}. It has no bound: a better attacker may recover more."
     return f"{seen}. No attacker can learn more than {bits(row.bits)} about an image from its map, {PUBLISHED[published]}."
@@ -238,7 +242,7 @@ def bits(value: float) -> str:
 
 def _unlearnt(rows: dict[str, Point], content: dict) -> list[str]:
     """Rows whose network was still improving when its epochs were over."""
-    made = {name: content["networks"].get(name, {}) for name, row in rows.items() if not row.control}
+    made = {name: content["networks"].get(name, {}) for name, row in rows.items() if not row.control and row.bits != 0}
     return [name for name, report in made.items()
             if report.get("early") is False and report["best_epoch"] >= report["epochs"] - 1]
 
@@ -249,8 +253,8 @@ def _unsound(rows: dict[str, Point], unlearnt: list[str], content: dict) -> list
     if unlearnt:
         epochs = content["configuration"]["stages"]["inverter"]["epochs"]
         advice.append(Advice(tuple(unlearnt), "unsound", (
-            f"{', '.join(unlearnt)}: the network was still improving when its epochs were over, so the row may leak more; "
-            f"train it longer: eval.py --epochs {2 * epochs}")))
+            f"{', '.join(unlearnt)}: the paper's attacker was still improving when its epochs were over. If it comes to beat "
+            f"the best one, the row leaks more; train it longer: eval.py --epochs {2 * epochs}")))
     return advice
 
 
