@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from .errors import USER_MODULE, GnimeError, brief, place
 
@@ -65,7 +66,7 @@ def _read(path: Path) -> bytes:
         raise GnimeError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def call(spec: str, function: Callable, *arguments: object, **named: object) -> object:
+def call(spec: str, function: Callable, *arguments: object, **named: object) -> Any:
     """What an object of the user's own returns.
 
     Raises:
