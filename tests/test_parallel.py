@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from conftest import Scripts
 
-from gnime import system
+from gnime import pipeline, system
+from gnime.cli import resolve
 from gnime.errors import GnimeError, Stopped, UsageError
 from gnime.parallel import run_side_by_side
 from gnime.system import Interrupt
 
 REPOSITORY = Path(__file__).parent.parent
-ROWS = "predmi", "gnime", "negative", "ond"
+ROWS = "predmi", "gnime", "negative"
 
 
 def note(folder, name, seconds=0.0):
@@ -92,6 +93,15 @@ def test_jobs_give_the_numbers_of_one(scripts, small_root, tmp_path):
         settings[jobs] = json.loads((root / "figures/digits_lrp/results.json").read_text())["settings"]
         assert "goes on" not in scripts("eval", root, "--settings", *ROWS)[1], "everything is found"
     assert settings[1] == settings[3]
+
+
+def test_a_process_trains_what_its_defence_needs(root_copy):
+    """OND's inverter is trained while the row is protected, where no gradients are computed."""
+    shutil.rmtree(root_copy / "models/inv")
+    flags = [*map(str, Scripts.flags), "--root", str(root_copy), "--epochs", "1", "--settings", "ond"]
+    pipeline.train_row(resolve("eval", flags), "ond")
+    assert {path.name for path in (root_copy / "models/inv").glob("*lrp.pt")} == {
+        "digits_ond_lrp.pt", "digits_ond-defender_lrp.pt"}
 
 
 def test_killed_with_its_processes_it_goes_on(small_root, root_copy):
