@@ -5,7 +5,7 @@ from torch import nn
 
 from .batches import CHUNK, Rows, iter_batches, slices
 from .data import Data
-from .device import Device, full_fp32
+from .device import Device
 from .duplicates import count_across, find_copies
 from .errors import printable
 
@@ -69,9 +69,9 @@ def chance(data: Data) -> float:
 
 
 def accuracy(network: nn.Module, images: Rows, labels: Rows, rows: range, device: Device) -> float:
-    with full_fp32():
-        right = sum((network(image).argmax(1) == label).sum().item()
-                    for _, (image, label) in iter_batches([images, labels], rows, device.torch))
+    """The share of these rows whose largest logit is that of their class."""
+    right = sum((network(image).argmax(1) == label).sum().item()
+                for _, (image, label) in iter_batches([images, labels], rows, device.torch))
     return right / len(rows)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import arrays, data, explanations, networks, victims
+from . import arrays, checks, data, explanations, networks, victims
 from .batches import Rows, cache_on_device, iter_batches, mean_std
 from .checkpoints import Checkpoint, load_checkpoint, load_into, require, save_checkpoint
 from .config import Run
@@ -232,9 +232,7 @@ class Experiment:
             raise Unfinished(f"{path} is missing; make it with: {self.run.command('prepare')}")
 
         def validate(network: nn.Module) -> float:
-            right = sum((network(image).argmax(1) == label).sum().item()
-                        for _, (image, label) in iter_batches(sources, splits.attacker, self.device.torch))
-            return right / len(splits.attacker)
+            return checks.accuracy(network, *sources, splits.attacker, self.device)
 
         def train(network: nn.Module, file: StateFile) -> dict:
             task = TrainingTask(name, network, config, sources, splits.defender, cross_entropy, validate, higher=True,

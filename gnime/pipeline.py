@@ -13,6 +13,7 @@ from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .comparison import compare, compare_beside
 from .config import PICTURE_EVERY, Run
+from .device import full_fp32
 from .errors import GnimeError, Unfinished, printable
 from .evaluate import Result, evaluate_row, train_attackers, try_defence
 from .experiment import Experiment
@@ -76,7 +77,10 @@ def _tell_victim(experiment: Experiment) -> None:
     data, victim = experiment.data, experiment.victim
     arguments = victim.network, experiment.images, experiment.labels, data.splits.attacker, experiment.device
     found = victim.report.get("score") if victim.made_by else None  # of the same images
-    found, by_chance = checks.accuracy(*arguments) if found is None else found, checks.chance(data)
+    if found is None:
+        with full_fp32():
+            found = checks.accuracy(*arguments)
+    by_chance = checks.chance(data)
     say(f"victim        accuracy {found:.3f} on the attacker's half, chance {by_chance:.3f}")
     if checks.near_chance(found, by_chance):
         remedy = "train it longer" if victim.made_by else ("if its outputs are other classes than here, sort them: "

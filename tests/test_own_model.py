@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import hickle
 import numpy as np
@@ -15,12 +16,13 @@ from captum import attr
 from torch import nn
 
 from gnime import attackers, ownentries, pipeline, registry
+from gnime.checkpoints import require
 from gnime.cli import main, resolve
 from gnime.errors import GnimeError, fixable
-from gnime.explanations import explainer, try_explainer
+from gnime.explanations import ExplanationTask, explainer, try_explainer
 from gnime.models.classifier import Classifier
 from gnime.networks import rebuild
-from gnime.ownfiles import load_own
+from gnime.ownfiles import call, load_own
 from gnime.victims import check_model, features
 
 REPOSITORY = Path(__file__).parent.parent
@@ -275,6 +277,13 @@ def own(monkeypatch, make, *flags):
     return replace(resolved, xai="own", **dict(flags))
 
 
+def test_an_object_that_takes_other_arguments_is_one_line():
+    with pytest.raises(GnimeError, match=r"^mine.py:blurred: TypeError: .*blurred\(\) takes 1 .* docs/own-model.md"):
+        def blurred(inputs):
+            return inputs
+        call("mine.py:blurred", blurred, 1, 2, 3)
+
+
 @pytest.mark.parametrize("case", MAPS)
 def test_maps_that_the_networks_cannot_take(monkeypatch, case):
     make, says = MAPS[case]
@@ -296,6 +305,11 @@ def test_maps_are_scaled_as_the_paper_scales(monkeypatch):
     assert found.tolist() == [[[[1.0, 0.0], [0.25, 0.5]]]]
     found = explainer(own(monkeypatch, make, ("scale", "signed")))[0](Faulty(), torch.rand(1, 1, 16, 16))
     assert found.tolist() == [[[[0.0, 0.5], [0.625, 0.75]]]]
+    one, other = (ExplanationTask(own(monkeypatch, make, ("scale", scale)), SimpleNamespace(digest="d"), None, "v").identity()
+                  for scale in ("absolute", "signed"))
+    for recorded, wanted in ((one, other), (other, one)):
+        with pytest.raises(GnimeError, match="scale"):
+            require(Path("maps.hkl"), recorded, wanted)
     nothing = own(monkeypatch, lambda x: x * 0, ("scale", "signed"))
     assert (explainer(nothing)[0](Faulty(), torch.rand(1, 1, 16, 16)) == 0.5).all()
 

@@ -131,6 +131,14 @@ def test_the_less_noisy_row_whose_attacker_failed_is_not_published():
     assert judge(untold).publish == "rnd@0.01", "without the warning it would be"
 
 
+def test_wide_intervals_of_few_images_prove_nothing():
+    found = content()
+    found["settings"]["rnd@0.1"] = row("rnd@0.1", 0.36, 0.9, spread=0.5)
+    assert judge(found).publish == "predmi", "36 % of the leak, though the interval reaches 0"
+    found["settings"]["rnd@0.1"] = row("rnd@0.1", 0.05, 0.9, spread=0.5)
+    assert judge(found).publish == "rnd@0.1"
+
+
 def test_what_to_publish():
     several = judge(content(gnime=(0.4, 0.84), cond_mean=(0.02, 0.93), prototypes_4=(0.04, 0.94),
                             cond_prototypes_8=(0.2, 0.97)))

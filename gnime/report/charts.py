@@ -101,9 +101,10 @@ def _labels(axis, rows: list[Point], publish: str | None, size: float) -> None:
 @our_style
 def metric_bars(path: Path, content: dict) -> None:
     """A panel per metric of the paper's attacker, and one of residual leakage by the best attacker; a bar per row."""
-    shown = {name: metric for name, metric in METRICS.items() if name != "psnr"}  # MSE again, on another scale
-    shown[RESIDUAL] = Metric(RESIDUAL, "residual leakage, best attacker", "", form=".0%", safer="lower")
     settings, columns = content["settings"], 3
+    shown = {name: metric for name, metric in METRICS.items()
+             if name != "psnr" and any(numbers.get(name) is not None for numbers in settings.values())}  # PSNR is MSE again
+    shown[RESIDUAL] = Metric(RESIDUAL, "residual leakage, best attacker", "", form=".0%", safer="lower")
     names, lines = list(settings), -(-len(shown) // columns)
     figure, axes = panels(lines, columns, (11, (0.25 * len(names) + 0.85) * lines + 0.4))
     for axis in axes.flat[len(shown) :]:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..store import write_text
 from ..system import provenance
 from . import examples
 from .examples import Example
-from .verdict import judge
+from .verdict import bits, judge
 
 COLUMNS = {name: (metric.title, metric.form) for name, metric in METRICS.items()}
 OF_MAPS = [name for name, metric in METRICS.items() if "protected" in metric.takes]
@@ -101,9 +100,8 @@ def _aligned(head: list[str], lines: list[list[str]]) -> str:
 
 def bounds(results: dict[str, Result], published: str = "logits") -> list[str]:
     """A line for each row whose maps are known to say no more than so many bits. Rounded up: it is a bound."""
-    known = {name: bits for name in results if (bits := find_row(name).bits) is not None}
-    return [f"{name}: at most {math.ceil(100 * bits) / 100:g} bit{'' if bits == 1 else 's'} {PUBLISHED[published]}"
-            for name, bits in known.items()]
+    return [f"{name}: at most {bits(bound)} {PUBLISHED[published]}"
+            for name in results if (bound := find_row(name).bits) is not None]
 
 
 CONFIG = ("epochs", "batch_size", "lr", "betas", "eps", "patience")
@@ -112,8 +110,7 @@ CONFIG = ("epochs", "batch_size", "lr", "betas", "eps", "patience")
 def _as_trained(configuration: dict, networks: dict) -> dict:
     """The configuration with classifiers' and injector's training as their files have it: other commands made them."""
     stages = configuration["stages"]
-    injector = next((name for name in ("injector", *networks) if name in networks and name.endswith("injector")), "")
-    for kind, name in (("classifier", "victim"), ("injector", injector)):
+    for kind, name in (("classifier", "victim"), ("injector", _an_injector(networks))):
         if name not in networks:
             continue
         found = networks[name]
@@ -127,11 +124,15 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
     return configuration
 
 
+def _an_injector(networks: dict) -> str:
+    """The entry of the injector of the target's weight, else of another one; empty where the run used none."""
+    return next((name for name in ("injector", *networks) if name in networks and name.endswith("injector")), "")
+
+
 def _commands(run: Run, networks: dict) -> list[str]:
     """The commands that repeat the run, with the epochs, batch and learning rate that classifiers and injectors had."""
     made = [run.command("eval")]
-    injectors = [name for name in networks if name.endswith("injector")]
-    for script, kind, name in (("train", "injector", (injectors or [""])[0]), ("prepare", "classifier", "evaluation")):
+    for script, kind, name in (("train", "injector", _an_injector(networks)), ("prepare", "classifier", "evaluation")):
         found, usual = networks.get(name, {}), target(run.target.name, run.target.size)
         if kind == "injector" and not found:
             continue
