@@ -9,6 +9,7 @@ from .device import Device
 from .duplicates import count_across, find_copies
 from .errors import printable
 
+BURST = 1.5  # an injector's last distortion, in medians of the second half of its epochs
 HARDLY = 1 / 255  # standard deviation over images, averaged over pixels: a grey level
 
 
@@ -25,6 +26,14 @@ def hardly_differ(array: Rows) -> bool:
     rows = np.asarray(array[:: max(1, len(array) // 512)], np.float64)
     rows = rows / 255 if array.dtype == np.uint8 else rows
     return bool(rows.std(0).mean() < HARDLY)
+
+
+def warnings_about_training(name: str, history: list) -> list[str]:
+    """Whether an injector's training ended in a burst. history: [distortion, inversion, inverter's loss] per epoch."""
+    distortion = np.asarray(history, np.float64)[len(history) // 2 :, 0]
+    ratio = distortion[-1] / np.median(distortion)
+    return [f"{name}: its training was not steady at its end: the last epoch's distortion is {ratio:.1f} times the median of "
+            "the second half of the epochs, so another number of epochs gives other results"] if ratio > BURST else []
 
 
 def _copies(data: Data) -> list[str]:

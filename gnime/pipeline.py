@@ -23,7 +23,7 @@ from .ops import accelerate
 from .ownentries import register
 from .parallel import run_side_by_side
 from .references import references, scale
-from .registry import EXPLAINERS, Row, find_row, injector_weights
+from .registry import EXPLAINERS, Row, find_row, injector_entry, injector_weights
 from .report import charts, examples, figures, html
 from .report import results as files
 from .report.verdict import judge
@@ -212,11 +212,22 @@ def _warnings(experiment: Experiment, rows: list[Row], results: dict[str, Result
     warnings = checks.warnings_about_images(experiment.data)
     warnings += compare(results, f"give --width {run.sensible_width} or more" if narrow else "train longer")
     warnings += compare_beside(results)
+    usual = run.target.inversion_weight
+    for weight, history in _injector_histories(experiment, results).items():
+        warnings += checks.warnings_about_training(injector_entry(weight, usual), history)
     if run.repeats("validation"):
         warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
     if unfinished := [row.name for row in rows if row.name not in results]:
         warnings.append(f"not finished, left out: {', '.join(unfinished)}")
     return warnings
+
+
+def _injector_histories(experiment: Experiment, results: dict[str, Result]) -> dict[float, list]:
+    """The losses by epoch of the rows' injectors, by weight. An injector of another program has none."""
+    usual = experiment.run.target.inversion_weight
+    injectors = [experiment.injector_of(weight) for weight in injector_weights(results, usual)]
+    return {injector.made_by.get("weight", usual): history for injector in injectors
+            if (history := injector.report.get("history"))}
 
 
 def _draw(picture: Callable, path: Path, *content: object) -> None:
@@ -229,12 +240,10 @@ def _draw(picture: Callable, path: Path, *content: object) -> None:
 
 
 def _pictures(experiment: Experiment, results: dict[str, Result], content: dict, shown: list[examples.Example]) -> None:
-    paths, usual = experiment.paths, experiment.run.target.inversion_weight
+    paths = experiment.paths
     _draw(figures.comparison, paths.comparison, charts.headline(content), shown, charts.row_labels(content))
     _draw(charts.metric_bars, paths.metrics, content)
-    injectors = [experiment.injector_of(weight) for weight in injector_weights(results, usual)]
-    losses = {injector.made_by.get("weight", usual): history for injector in injectors
-              if (history := injector.report.get("history"))}
+    losses = _injector_histories(experiment, results)
     _draw(figures.training_curves, paths.training, losses, {name: result.history for name, result in results.items()})
     _draw(charts.frontier, paths.frontier, content, judge(content))
     _draw(html.write, paths.report, content, shown)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnime import pipeline
+from gnime import checks, pipeline
 from gnime.attackers import averaging as module
 from gnime.attackers import white_box
 from gnime.data import AttackerData
@@ -57,9 +57,11 @@ def test_both_attackers_that_know_more_through_the_scripts(scripts, root_copy, m
     monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
     monkeypatch.setattr(white_box, "STEPS", 2)
     monkeypatch.setattr(module, "ANSWERS", (1, 2))
+    monkeypatch.setattr(checks, "BURST", 0)
     code, out, errors = scripts("eval", root_copy, "--attackers", "kernel", "white-box", "averaging")
     assert code == 0, errors
     found = json.loads((root_copy / "figures/digits_lrp/results.json").read_text())
+    assert any(line.startswith("injector: its training was not steady") for line in found["warnings"])
     for name, row in found["settings"].items():
         drawn = ["averaging 1", "averaging 2"] if name == "rnd" else []
         assert list(row["beside"]) == ["white-box", *drawn] and row["answers"] == (1 if name == "rnd" else None)

@@ -116,6 +116,14 @@ def test_images_that_hardly_differ_are_named():
     assert any("hardly differ" in line for line in said)
 
 
+def test_an_injector_that_ends_in_a_burst_is_named():
+    steady = [[value, 0.1, 0.1] for value in (9.0, 3.0, 2.0, 2.0, 2.2, 1.9)]
+    assert checks.warnings_about_training("injector", steady) == []
+    assert checks.warnings_about_training("injector", [[9.0, 0.1, 0.1]]) == []
+    (line,) = checks.warnings_about_training("gnime@30 injector", [*steady[:-1], [5.0, 0.1, 0.1]])
+    assert line.startswith("gnime@30 injector: ") and "2.3 times" in line, "5 over 2.2, the middle one of 2, 2.2 and 5"
+
+
 def test_copies_across_the_splits_are_named():
     images = np.random.default_rng(0).integers(0, 256, (100, 1, 16, 16), np.uint8)
     assert checks.warnings_about_images(made(images, np.arange(100) % 2)) == []
