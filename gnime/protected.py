@@ -34,8 +34,9 @@ class Protected:
 
     It keeps a copy of the victim, so the model that it was given stays as it is, and later changes of that model change no map.
     No call changes the object: several threads may use it at once if they may use the explainer so (GNIME's own may), and its
-    memory does not grow. The map of an image in a batch is its map alone up to rounding: the sums of a batch are added in
-    another order. A choice of a prototype can then differ where two prototypes are equally near (docs/serving.md).
+    memory does not grow. A defence that needs the prediction alone (`cond-mean`) answers without running the explainer. The map
+    of an image in a batch is its map alone up to rounding: the sums of a batch are added in another order. A choice of a
+    prototype can then differ where two prototypes are equally near (docs/serving.md).
 
     Attributes:
         record: what the defence was made for: "victim" (hash of its weights), "xai" and its "version", "pool", "image" and
@@ -99,8 +100,9 @@ class Protected:
                 raise ValueError(f"images: a tuple of {len(images)} tensors; the victim takes one")
             return (self.attribute(images[0], target),)
         self._check_images(images)
-        batches = images.detach().to(torch.float32).split(AT_ONCE[images.device.type])
-        with torch.no_grad(), _without_autocast(images.device.type):
+        images, kind = images.detach().to(torch.float32), images.device.type
+        batches = images.split(AT_ONCE[kind]) if len(images) > AT_ONCE[kind] else (images,)
+        with torch.no_grad(), _without_autocast(kind):
             maps, predictions = zip(*(self._protect(channels_last(batch)) for batch in batches), strict=True)
         if target is not None:
             _check_target(target, torch.cat(predictions).argmax(1))
@@ -108,11 +110,17 @@ class Protected:
 
     def _protect(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Protected maps (N, K, h, w) and logits (N, classes)."""
+        if not getattr(self._defence, "needs_explanation", True):
+            prediction = self._victim(images)
+            return self._defence(None, self._public(prediction)), prediction
         with noted_logits() as noted:  # computed on the way, so the victim runs once
             clean = self._explain(self._victim, images).detach()
         at_hand = self._is_ours and noted and len(noted[-1]) == len(images)
         prediction = noted[-1] if at_hand else self._victim(images)
-        return self._defence(clean, publish(prediction, self.record.get("published", "logits"))), prediction
+        return self._defence(clean, self._public(prediction)), prediction
+
+    def _public(self, logits: Tensor) -> Tensor:
+        return publish(logits, self.record.get("published", "logits"))
 
     def _check_images(self, images: Tensor) -> None:
         wanted = tuple(self.record["image"])

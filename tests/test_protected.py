@@ -190,10 +190,24 @@ def test_images_and_targets_that_do_not_fit_are_refused(tmp_path, victim):
     assert protected.attribute((images,))[0].equal(expected), "captum's metrics give tuples"
 
 
-def test_the_victim_runs_once_unless_the_explainer_evaluates_it_elsewhere(tmp_path, victim):
-    path, images = random_defence(tmp_path / "d.pt", "cond-mean", victim), torch.rand(3, 3, 16, 16)
+def test_a_defence_made_of_the_prediction_alone_answers_without_the_explainer(tmp_path, victim):
+    path, images, calls = random_defence(tmp_path / "d.pt", "cond-mean", victim), torch.rand(3, 3, 16, 16), []
+
+    def counted(model, images):
+        calls.append(len(images))
+        return lrp(model, images)
+
+    protected = Protected.load(path, victim, counted)
+    checked = len(calls)
     with torch.no_grad():
-        expected = rebuild(path)(None, victim(images))  # a function of the prediction alone
+        assert torch.equal(protected.attribute(images), rebuild(path)(lrp(victim, images), victim(images)))
+    assert checked >= 1 and len(calls) == checked
+
+
+def test_the_victim_runs_once_unless_the_explainer_evaluates_it_elsewhere(tmp_path, victim):
+    path, images = random_defence(tmp_path / "d.pt", "cond-prototypes", victim), torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        expected = rebuild(path)(lrp(victim, images), victim(images))
 
     def elsewhere(model, images):
         """LRP, after the model has seen other images: the logits that it computed last are not those of the images."""

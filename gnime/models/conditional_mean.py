@@ -19,6 +19,8 @@ class ConditionalMean(nn.Module):
         centres: number of z_j.
     """
 
+    needs_explanation = False
+
     def __init__(self, shape: Sequence[int], classes: int, centres: int):
         super().__init__()
         self.shape = tuple(shape)

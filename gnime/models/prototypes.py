@@ -57,4 +57,4 @@ class ConditionalPrototypes(nn.Module):
 
 def distances(points: Tensor, centres: Tensor) -> Tensor:
     """|c|^2 - 2 p c: squared distances less |p|^2, which is the same for all centres. (N, D), (M, D) -> (N, M)."""
-    return centres.square().sum(1) - 2 * points @ centres.T
+    return torch.addmm(centres.square().sum(1), points, centres.T, alpha=-2)
