@@ -1,4 +1,4 @@
-"""The two-player step as METHOD states it, which the step in one backward pass is measured against."""
+"""The two-player step as docs/method.md states it, which the step in one backward pass is measured against."""
 
 import torch
 

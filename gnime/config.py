@@ -87,7 +87,8 @@ TARGETS = {
                      injector=TrainConfig(epochs=250, batch_size=64, lr=1e-3), inversion_weight=300.0, width=256),
 }
 
-# Where the authors' release differs from the paper (METHOD, last list). Each choice can be repeated on its own [R].
+# Where the authors' release differs from the paper (docs/method.md "Where the release differs"). Each
+# choice can be repeated on its own [R].
 OFFICIAL = {
     "gradcam": "Grad-CAM's channel weights are averaged over a batch",
     "scale": "the clean explanation enters the injector's sparring inverter standardised",

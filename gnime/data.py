@@ -20,7 +20,7 @@ MAXIMUM_CLASSES = 100_000
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint row ranges of the shuffled images (METHOD "Data").
+    """Disjoint row ranges of the shuffled images (docs/method.md "Data").
 
     Attributes:
         defender: victim, evaluation classifier and injector are trained on this half.

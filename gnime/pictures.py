@@ -35,7 +35,7 @@ def suffixes() -> frozenset[str]:
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """(n, C, H, W) uint8 -> (n, C, size, size) uint8: bilinear, half-pixel centres, no antialias (METHOD "Data")."""
+    """(n, C, H, W) uint8 -> (n, C, size, size) uint8: bilinear, half-pixel centres, no antialias (docs/method.md "Data")."""
     if images.shape[2:] == (size, size):
         return images
     resized = F.interpolate(images.float(), (size, size), mode="bilinear", align_corners=False)

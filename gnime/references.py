@@ -1,4 +1,4 @@
-"""The usefulness of clean and of random maps, beside which that of protected ones is read (METHOD "Usefulness")."""
+"""The usefulness of clean and of random maps, beside which that of protected ones is read (docs/method.md "Usefulness")."""
 
 import torch
 

@@ -178,7 +178,7 @@ class MinMaxTask:
 
 
 def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
-    """Trains the injector against its inverter (METHOD "Training the injector").
+    """Trains the injector against its inverter (docs/method.md "Training the injector").
 
     Batches are drawn without replacement, floor(n / batch) per epoch. Returns epochs, history ([distortion, inversion,
     inverter's loss] per epoch) and seconds.

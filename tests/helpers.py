@@ -75,7 +75,7 @@ def stack(*parts):
 
 
 def small_classifier():
-    """A classifier of METHOD.md, narrow, with biases that are not zero."""
+    """A classifier of docs/method.md "Classifiers", narrow, with biases that are not zero."""
     model = Classifier((3, 16), 5, (6, 8), 12, dropout=0.5)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

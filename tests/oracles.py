@@ -1,4 +1,4 @@
-"""LRP of torchvision's networks by zennit and its canonizers, set up as METHOD's rule is."""
+"""LRP of torchvision's networks by zennit and its canonizers, set up as docs/method.md's rule is."""
 
 import functools
 

@@ -50,7 +50,7 @@ def defender(data):
 
 
 def twin(data):
-    """METHOD's formula and grid, every image left out by fitting the others. Returns width, ridge, its error, and g."""
+    """docs/method.md's formula and grid, every image left out by fitting the others. Returns width, ridge, its error, and g."""
     maps, logits = (np.asarray(a, np.float64).reshape(len(data.rows), -1) for a in defender(data))
     kinds = logits.argmax(1)
     means = np.stack([maps[kinds == kind].mean(0) for kind in range(logits.shape[1])])

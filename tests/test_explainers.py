@@ -79,7 +79,7 @@ def slow_minmax(maps, eps):
 
 
 def slow_lrp(model, images):
-    """METHOD.md, "lrp", image by image: every layer a matrix, in float64."""
+    """docs/method.md "Explanations", lrp, image by image: every layer a matrix, in float64."""
     model = copy.deepcopy(model).double().eval()
     found = []
     for image in images.double():
@@ -117,7 +117,7 @@ def test_grad_is_saliency_of_captum(training):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_gradcam_is_layer_gradcam_of_captum(training):
-    """captum sums over channels where METHOD.md takes the mean: the scaling to [0, 1] cannot tell the two apart."""
+    """captum sums over channels where ours takes the mean: the scaling to [0, 1] cannot tell the two apart."""
     model, images = small_classifier(), torch.rand(7, 3, 16, 16)
     theirs = LayerGradCam(model.eval(), model.relu1).attribute(
         images.clone(), target=model(images).argmax(1), relu_attributions=False)
@@ -196,7 +196,7 @@ def test_lrp_is_its_matrix_twin(name, thin, monkeypatch):
 
 
 def test_lrp_is_zennit():
-    """ZPlus and Norm of zennit are METHOD's rules where inputs are not negative; for the first layer ones are put in."""
+    """ZPlus and Norm of zennit are our rules where inputs are not negative; for the first layer ones are put in."""
     model = stack(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 5, 3, stride=2), nn.ReLU(),
                   nn.Flatten(), nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 4)).double()
     images = torch.rand(4, 3, 10, 10, dtype=torch.double)

@@ -32,7 +32,7 @@ def parameters(network):
 
 
 def separately(injector, inverter, e, y, x, official):
-    """METHOD.md, "Training the injector", as it is written: each player's loss from a forward pass of its own."""
+    """docs/method.md "Training the injector", as it is written: each player's loss from a forward pass of its own."""
     m, d = injector.mean, injector.std
 
     def protect():

@@ -1,4 +1,4 @@
-"""Networks, as built and accelerated, against METHOD.md written out: nearest upsampling, concatenated skips, convolution."""
+"""Networks, as built and accelerated, against docs/method.md written out: upsampling, concatenated skips, convolution."""
 
 import pytest
 import torch
@@ -169,7 +169,7 @@ def test_outputs_are_linear_and_predictions_matter():
     assert (ExpMI(1, 16, 10, 1, 16, 128)(torch.rand(64, 1, 16, 16), y) - found).abs().max() > 1e-3
 
 
-# --- parameter counts, METHOD.md -------------------------------------------------------------------------------------
+# --- parameter counts --------------------------------------------------------------------------------------------------
 
 COUNTS = {
     "classifier mnist": (8_690_698, lambda: build(classifier_spec(TARGETS["mnist"], 10))),
@@ -246,7 +246,7 @@ def test_every_network_is_rebuilt_from_its_specification():
 
 
 def test_classifier_architecture():
-    """METHOD.md, "Classifiers", written out."""
+    """docs/method.md "Classifiers", written out."""
     names = [type(layer).__name__ for layer in Classifier((3, 32), 7, (4, 6), 8, dropout=0.5)]
     block = ["Conv2d", "ReLU", "MaxPool2d"]
     assert names == [*block, *block, "Flatten", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]

@@ -1,6 +1,7 @@
 """The shape of the package: imports run one way, files and functions are short, the command line answers at once."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,12 @@ def test_artifact_folders_hold_nothing():
         if run.returncode:
             pytest.skip("not a git checkout")
         assert run.stdout.split() == [f"{folder}/.gitignore"]
+
+
+def test_every_section_of_the_method_that_is_cited_is_there():
+    """A citation is that file and the section in quotation marks; it may run over the end of a line."""
+    sections = re.findall(r"^#+ (.+)$", (REPOSITORY / "docs/method.md").read_text(), re.MULTILINE)
+    files = [file for folder in ("gnime", "tests", "benchmarks") for file in (REPOSITORY / folder).rglob("*.py")]
+    cited = [" ".join(name.split()) for file in files
+             for name in re.findall(r'docs/method\.md\s"([^"]+)"', file.read_text())]
+    assert "Kernel attacker" in cited and set(cited) <= set(sections), sorted(set(cited) - set(sections))

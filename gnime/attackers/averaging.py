@@ -1,4 +1,4 @@
-"""Asks a service that draws noise for each answer several times, and inverts the mean map (METHOD "Averaging")."""
+"""Asks a service that draws noise for each answer several times, and inverts the mean map (docs/method.md "Averaging")."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Kernel ridge regression from explanation and prediction to image, in closed form (METHOD "Kernel attacker").
+"""Kernel ridge regression from explanation and prediction to image, in closed form (docs/method.md "Kernel attacker").
 
 It learns in seconds, and recovers more than networks do where images are few. The matrix and the coefficients are float64.
 In float32 a wide kernel with the smallest ridge has no Cholesky factor, and rounding its coefficients, which reach 1e5, moves
@@ -25,7 +25,7 @@ from ..registry import Row
 from ..system import permutation, warn
 from . import Fitted
 
-IMAGES = 5000  # training images of the fit, at most: its kernel matrix takes 200 MB [METHOD]
+IMAGES = 5000  # training images of the fit, at most: its kernel matrix takes 200 MB [G]
 SEARCHED = 1500  # of them, those that the grid is searched with [G]
 CHOOSING = 1000  # validation images that choose the grid point, at most [G]
 HE = (0.7, 2.0, 6.0, 1e4)

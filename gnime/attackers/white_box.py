@@ -1,4 +1,4 @@
-"""Optimises the image until victim, explainer and defence give the published answer (METHOD "White-box attacker")."""
+"""Optimises the image until victim, explainer and defence give the published answer (docs/method.md "White-box attacker")."""
 
 import itertools
 from collections.abc import Callable

@@ -50,7 +50,7 @@ def deepsim_of(squared: float, n: int) -> float:
     return math.exp(-math.sqrt(squared) / n)
 
 
-CHANCE = 0.12  # residual leakage, which some hundred test images cannot tell from 0 (METHOD "Defences whose leak is bounded")
+CHANCE = 0.12  # residual leakage, which some hundred test images cannot tell from 0 [G]
 LEAST_LEAK = 1 / 255**2 / 12  # MSE: the error of rounding to grey levels; shares of a smaller leak mean nothing
 
 

@@ -1,4 +1,4 @@
-"""Protected maps against the clean ones, and maps against the victim (METHOD "Usefulness of a protected map").
+"""Protected maps against the clean ones, and maps against the victim (docs/method.md "Usefulness").
 
 Maps (N, K, h, w) -> one number a map, (N,), float64 for correlations. A constant map says nothing: its correlation with any
 map is 0 here by definition.

@@ -1,4 +1,4 @@
-"""The classifier, of which victim and evaluation classifier are two instances (paper, appendix; METHOD "Classifiers")."""
+"""The classifier, of which victim and evaluation classifier are two instances (docs/method.md "Classifiers")."""
 
 from collections import OrderedDict
 

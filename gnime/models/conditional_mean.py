@@ -1,5 +1,5 @@
-"""E[explanation | prediction]: the class's mean map and a kernel regression on the logits (METHOD "Defences whose leak is
-bounded")."""
+"""E[explanation | prediction]: the class's mean map and a kernel regression on the logits (docs/method.md "Defences
+whose leak is bounded")."""
 
 from collections.abc import Sequence
 

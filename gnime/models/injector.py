@@ -1,4 +1,4 @@
-"""The noise injector and the two-player step that trains it (paper, section 3; METHOD "Training the injector")."""
+"""The noise injector and the two-player step that trains it (paper, section 3; docs/method.md "Training the injector")."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def two_player_step(injector: Injector, inverter: nn.Module, batch: Sequence[Ten
 
     Args:
         batch: explanation (N, K, S, S) in [0, 1], prediction (N, classes) logits, image (N, C, T, T) in [0, 1].
-        inversion_weight: a in METHOD.
+        inversion_weight: a in docs/method.md "Training the injector".
         official: whether the clean explanation enters the inverter standardised, as in the authors' release.
         share: factor of all gradients: the batch's share of the batch of all processes.
     """

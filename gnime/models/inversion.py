@@ -28,7 +28,7 @@ def bring(pictures: Tensor, side: int) -> Tensor:
 
 
 def initialise(network: nn.Module) -> None:
-    """Sets Glorot-uniform weights and zero biases, in place (METHOD "Inversion networks")."""
+    """Sets Glorot-uniform weights and zero biases, in place (docs/method.md "Inversion networks")."""
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(layer.weight)

@@ -1,4 +1,4 @@
-"""The nearest of a few maps that were chosen beforehand (METHOD "Defences whose leak is bounded")."""
+"""The nearest of a few maps that were chosen beforehand (docs/method.md "Defences whose leak is bounded")."""
 
 from collections.abc import Sequence
 

@@ -176,7 +176,7 @@ def _one_by_one(name: str, xai: str, groups: dict[tuple, list[dict]]) -> list[st
 
 
 def _authors_choices(name: str, xai: str) -> str:
-    """Which choices of the authors' release can have acted on which rows (`config.official_config`, METHOD)."""
+    """Which choices of the authors' release can have acted on which rows (`config.official_config`)."""
     both = "predmi and expmi also twice the batch and betas (0.5, 0.999), rnd twice the batch"
     batches = both if name in ("mnist", "cifar10") else "predmi also betas (0.5, 0.999)"
     pooled = "; all but predmi also Grad-CAM's channel weights averaged over a batch" if xai == "gradcam" else ""
