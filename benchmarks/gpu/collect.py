@@ -17,7 +17,7 @@ import env
 
 PIECE = 15 * 2**20
 KEPT = ("results/*/*.json", "logs/*.txt", "root/*/figures/*/*.png", "root/*/figures/*/results.json",
-        "smoke/*.json", "smoke/*.err", "profile.txt", "decided.json", "cells.txt")
+        "root/*/figures/*/report.html", "smoke/*.json", "smoke/*.err", "profile.txt", "decided.json", "cells.txt")
 NETWORKS = "def/*/injector.pt", "inv/*.pt"
 
 
