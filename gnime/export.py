@@ -95,7 +95,7 @@ def evaluation(run: Run, row: Row, digest: str) -> tuple[dict, list[str]]:
     leakage = {RESIDUAL: found.get(RESIDUAL), "interval": found.get(f"{RESIDUAL}_interval"), "best": found.get("best"),
                "attackers": found.get("attackers"), "evaluated": content.get("commit"), "warnings": content.get("warnings", [])}
     notes = [f"{path}: the evaluation warns: {warning}" for warning in leakage["warnings"]
-             if warning.startswith(f"{row.name}: ")]
+             if warning.startswith((f"{row.name}: ", f"{name}: "))]
     if leakage[RESIDUAL] is None:
         notes.append(f"{path}: residual leakage is not known without the rows predmi and expmi; measure it with {command}")
     return leakage, notes

@@ -53,7 +53,7 @@ def test_the_injector_as_onnx_says_what_it_is(small_root, tmp_path, capsys):
     assert said["attackers"] == row["attackers"] and said["best"] == row["best"]
     assert said["evaluated"] == said["commit"] == results["commit"] and said["date"].startswith("20")
     warned = [line.partition("the evaluation warns: ")[2] for line in printed.err.splitlines() if "evaluation warns" in line]
-    assert warned == [line for line in results["warnings"] if line.startswith("gnime: ")]
+    assert warned == [line for line in results["warnings"] if line.startswith(("gnime: ", "injector: "))]
     assert said["warnings"] == results["warnings"]
     assert [path.name for path in out.parent.iterdir()] == ["gnime.onnx"]
 
@@ -172,8 +172,9 @@ def test_an_evaluation_that_says_nothing_of_the_defence_is_named(tmp_path):
         f"{path}: gnime is not evaluated, so the leakage is not in the file; measure it with {command}"]
     path.parent.mkdir(parents=True)
     assert judged() == (0.25, [0.2, 0.3], [])
-    warnings = ["rnd: x", "gnime@30: x", "gnime: y", "images: x"]
-    assert judged(warnings=warnings) == (0.25, [0.2, 0.3], ["the evaluation warns: gnime: y"])
+    warnings = ["rnd: x", "gnime@30: x", "gnime: y", "images: x", "gnime@30 injector: x", "injector: z"]
+    said = [f"the evaluation warns: {of}" for of in ("gnime: y", "injector: z")]
+    assert judged(warnings=warnings) == (0.25, [0.2, 0.3], said)
     *found, (note,) = judged("abd")
     assert (*found,) == unknown and note.startswith("older than the defence, which was made again since")
     *found, (note,) = judged(settings={})
