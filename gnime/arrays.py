@@ -17,7 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -149,6 +149,14 @@ def load(path: Path) -> Array:
     with open_artifact(path) as file:
         _check_not_in_use(file, path)
         return _load(path)
+
+
+def channels_first(array: Array, shape: tuple[int, ...]) -> Array:
+    """Somebody else's pictures (n, H, W, C) as (n, C, H, W), a view, where only so they are of `shape`, that is (C, H, W)."""
+    rows = array.rows
+    if array.record is None and rows.ndim == 4 and rows.shape[1:] == (*shape[1:], shape[0]) != shape:
+        return replace(array, rows=rows.transpose(0, 3, 1, 2))
+    return array
 
 
 def _check_not_in_use(file: BinaryIO, path: Path) -> None:

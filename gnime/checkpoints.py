@@ -45,6 +45,16 @@ class Checkpoint:
         """Whether GNIME wrote the file."""
         return self.made_by is not None
 
+    @property
+    def origin(self) -> str:
+        """Of a network of the authors' release that was converted: where it lay under the root; empty for any other."""
+        return (self.made_by or {}).get("converted", {}).get("from", "")
+
+    @property
+    def trained(self) -> bool:
+        """Whether GNIME trained the network."""
+        return self.ours and not self.origin
+
 
 def save_checkpoint(path: Path, tensors: dict, spec: dict, made_by: dict, extra: dict) -> str:
     """Writes the file. Returns its digest, which does not depend on `extra` (epochs, durations, commit).

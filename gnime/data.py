@@ -97,7 +97,11 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
             _check_half(run, paths)
             missing = paths.labels if paths.images.exists() else paths.images
             raise Unfinished(f"{missing} is missing; make it with: {run.command('prepare')}")
-    images, labels = arrays.load(paths.images), arrays.load(paths.labels)
+    target, labels = run.target, arrays.load(paths.labels)
+    loaded = arrays.load(paths.images)
+    images = arrays.channels_first(loaded, (target.channels, target.size, target.size))
+    if images is not loaded and not quiet:
+        say(f"images        {paths.images}: {loaded.rows.shape}, channels last; turned")
     _check(run, images, labels)
     record = labels.record or {}
     splits = Splits.from_count(len(images.rows), bool(run.repeats("validation")))

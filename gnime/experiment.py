@@ -6,12 +6,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from . import arrays, checks, data, explanations, networks, victims
+from . import arrays, authors, checks, data, explanations, networks, victims
 from .batches import Rows, cache_on_device, iter_batches, mean_std
-from .checkpoints import Checkpoint, load_checkpoint, load_into, require, save_checkpoint
+from .checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from .config import Run
 from .data import AttackerData, Data
 from .defences import DefenceInputs, DefenderData
@@ -132,8 +131,7 @@ class Experiment:
         """The trained injector of that weight."""
         if weight not in self._injectors:
             task = self.injector_task(weight)
-            if not exists(task.path, self.run.root):
-                raise Unfinished(f"{task.path} is missing; make it with: {self.run.command('train')}")
+            self._require(task, "train")
             self._injectors[weight] = self.load_or_train(task)
         return self._injectors[weight]
 
@@ -228,8 +226,6 @@ class Experiment:
     def _classifier(self, name: str, path: Path) -> TrainedModel:
         """Victim and evaluation classifier differ in their seeds alone."""
         splits, config, sources = self.data.splits, self.run.train_config("classifier"), [self.images, self.labels]
-        if not self._prepares and not exists(path, self.run.root):
-            raise Unfinished(f"{path} is missing; make it with: {self.run.command('prepare')}")
 
         def validate(network: nn.Module) -> float:
             return checks.accuracy(network, *sources, splits.attacker, self.device)
@@ -245,20 +241,30 @@ class Experiment:
         spec = classifier_spec(self.run.target, len(self.data.classes))
         task = NetworkTask(name, path, spec, identity, config, (name,), train, extend=False, explained=True,
                            score="validation accuracy")
+        if not self._prepares:
+            self._require(task, "prepare")
         model = self.load_or_train(task)
         if self._prepares and (otherwise := networks.trained_less(model.report, config)):
             warn(f"{path} was {otherwise}: it is used as it is; remove it and what was made with it to train it anew")
         return model
 
+    def _require(self, task: NetworkTask, script: str) -> None:
+        """Raises `Unfinished` if the network, which `script` makes, is not there."""
+        if not (exists(task.path, self.run.root) or authors.has_source(task)):
+            raise Unfinished(f"{task.path} is missing; make it with: {self.run.command(script)}")
+
     def load_or_train(self, task: NetworkTask) -> TrainedModel:
-        """The network of `task.path`: used if it is there, trained if not.
+        """The network of `task.path`: used if it is there, converted if the authors' lies there, trained if not.
 
         Raises:
             GnimeError: the file is damaged or belongs to another run.
         """
-        path, root, device = task.path, self.run.root, self.device
-        state = self.paths.state(path)
+        path, root, device, state = task.path, self.run.root, self.device, self.paths.state(task.path)
         with artifact_lock(path, root, device, task.own_folder):
+            if device.rank == 0 and not exists(path, root) and authors.has_source(task):
+                authors.convert(task, root, lambda: (self.victim, self.protects))
+                self._told.add(path)
+            device.barrier()
             checkpoint = load_checkpoint(path) if exists(path, root) else None
             if checkpoint is not None and task.shared and (other := networks.trained_otherwise(checkpoint, task)):
                 say(f"{task.name:<13} {path}: {other}; it is trained anew")
@@ -266,9 +272,7 @@ class Experiment:
                 checkpoint = None
             network = accelerate(build(task.spec, self.run.seed, *task.purpose))
             if checkpoint is not None:
-                if checkpoint.ours:
-                    require(path, checkpoint.made_by, task.identity)
-                    require(path, checkpoint.spec, task.spec)
+                networks.check_record(checkpoint, task)
                 if not (task.extend and networks.is_unfinished(checkpoint, task.config) and exists(state, root)):
                     return self._use(task, network, checkpoint)
             if not self.trains:
@@ -289,10 +293,8 @@ class Experiment:
         return TrainedModel(networks.ready_to_use(network, task), digest, report, made_by)
 
     def _use(self, task: NetworkTask, network: nn.Module, checkpoint: Checkpoint) -> TrainedModel:
-        load_into(network, checkpoint, task.path)
-        network.to(self.device.torch, memory_format=torch.channels_last)
+        model = networks.use(task, network, checkpoint, self.device.torch)
         if task.path not in self._told:  # once a run: PredMI attacks every row
             networks.tell_found(task, checkpoint)
             self._told.add(task.path)
-        network = networks.ready_to_use(network, task)
-        return TrainedModel(network, checkpoint.digest, checkpoint.extra or {}, checkpoint.made_by or {})
+        return model

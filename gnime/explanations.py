@@ -188,6 +188,9 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
     function, _ = explainer(run)
     image = gather_rows(task.data.images, range(1), device.torch)
     shape = (len(task.data.images), *function(task.victim, image).shape[1:])
+    loaded, maps = maps, arrays.channels_first(maps, shape[1:])
+    if maps is not loaded:
+        say(f"explanations  {path}: {loaded.rows.shape}, channels last; turned")
     if maps.rows.shape != shape or maps.rows.dtype.kind != "f":
         raise GnimeError(f"{path}: {maps.rows.dtype} {maps.rows.shape}, this run needs float32 {shape}; "
                          f"move it away, or choose another --root")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoints import Checkpoint, check_fit, load_checkpoint, load_into
+from .checkpoints import Checkpoint, check_fit, load_checkpoint, load_into, require
 from .config import Target, TrainConfig
 from .errors import GnimeError
 from .models.classifier import Classifier
@@ -93,7 +93,7 @@ class TrainedModel:
 
     def summary(self) -> dict:
         """For `results.json`: its training as its file records it, whatever this run's flags say."""
-        how = {k: self.made_by[k] for k in ("stage", "weight", "precision") if k in self.made_by}
+        how = {k: self.made_by[k] for k in ("stage", "weight", "precision", "converted") if k in self.made_by}
         return {"digest": self.digest, **how, **{k: v for k, v in self.report.items() if k != "history"}}
 
 
@@ -128,9 +128,22 @@ class NetworkTask:
     shared: bool = False
 
 
+def kept_when_converted(identity: dict) -> dict:
+    """The part of a task's identity that also holds for a network that another program trained: what it is for."""
+    return {key: identity[key] for key in ("kind", "target", "xai", "row", "attacker", "victim") if key in identity}
+
+
+def check_record(checkpoint: Checkpoint, task: NetworkTask) -> None:
+    """Compares the record of a file of ours with the task. Raises as `checkpoints.require` does."""
+    if checkpoint.ours:
+        wanted = kept_when_converted(task.identity) if checkpoint.origin else task.identity
+        require(task.path, checkpoint.made_by, wanted)
+        require(task.path, checkpoint.spec, task.spec)
+
+
 def trained_otherwise(checkpoint: Checkpoint, task: NetworkTask) -> str:
     """How the training of a shared file of ours differs from this run's; empty where it does not."""
-    if not checkpoint.ours:
+    if not checkpoint.trained:
         return ""
     epochs, config, stage = checkpoint.extra["epochs"], task.config, checkpoint.made_by.get("stage")
     if epochs > config.epochs:
@@ -149,7 +162,7 @@ def trained_less(report: dict, config: TrainConfig) -> str:
 
 
 def is_unfinished(checkpoint: Checkpoint, config: TrainConfig) -> bool:
-    return checkpoint.ours and checkpoint.extra["epochs"] < config.epochs and not checkpoint.extra.get("early")
+    return checkpoint.trained and checkpoint.extra["epochs"] < config.epochs and not checkpoint.extra.get("early")
 
 
 def ready_to_use(network: nn.Module, task: NetworkTask) -> nn.Module:
@@ -158,10 +171,17 @@ def ready_to_use(network: nn.Module, task: NetworkTask) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def use(task: NetworkTask, network: nn.Module, checkpoint: Checkpoint, device: torch.device) -> TrainedModel:
+    """The network with the file's numbers, on the device, for use only. Raises as `checkpoints.load_into` does."""
+    load_into(network, checkpoint, task.path)
+    network = ready_to_use(network.to(device, memory_format=torch.channels_last), task)
+    return TrainedModel(network, checkpoint.digest, checkpoint.extra or {}, checkpoint.made_by or {})
+
+
 def tell_found(task: NetworkTask, checkpoint: Checkpoint) -> None:
     """Tells epochs and precision of a file that is used; warns where it was trained for more epochs than are asked for."""
-    if not checkpoint.ours:
-        say(f"{task.name:<13} {task.path}: found")
+    if not checkpoint.trained:
+        say(f"{task.name:<13} {task.path}: found" + (f", converted from {checkpoint.origin}" if checkpoint.origin else ""))
         return
     epochs = checkpoint.extra["epochs"]
     precision = checkpoint.made_by.get("precision", checkpoint.extra.get("precision"))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from . import checks
+from .authors import split_warning
 from .batches import gather_rows
 from .checkpoints import save_checkpoint
 from .comparison import compare, compare_beside
@@ -76,14 +77,14 @@ def _tell_victim(experiment: Experiment) -> None:
     """The victim's accuracy. A network of another program may number the classes otherwise."""
     data, victim = experiment.data, experiment.victim
     arguments = victim.network, experiment.images, experiment.labels, data.splits.attacker, experiment.device
-    found = victim.report.get("score") if victim.made_by else None  # of the same images
+    found = victim.report.get("score")  # of the same images, where this project trained it
     if found is None:
         with full_fp32():
             found = checks.accuracy(*arguments)
     by_chance = checks.chance(data)
     say(f"victim        accuracy {found:.3f} on the attacker's half, chance {by_chance:.3f}")
     if checks.near_chance(found, by_chance):
-        remedy = "train it longer" if victim.made_by else ("if its outputs are other classes than here, sort them: "
+        remedy = "train it longer" if "score" in victim.report else ("if its outputs are other classes than here, sort them: "
                                                            + checks.numbered(data.classes))
         name = experiment.run.victim or experiment.paths.victim
         warn(f"{name}: accuracy {found:.3f} is near chance ({by_chance:.3f}); {remedy}")
@@ -106,7 +107,7 @@ def _train_injector(experiment: Experiment, weight: float) -> None:
     if config.batch_size > len(defender):
         say(f"batch         {len(defender)}, the whole defender's half: it is smaller than {config.batch_size}")
     injector = experiment.load_or_train(task)
-    if experiment.device.rank == 0 and injector.report:
+    if experiment.device.rank == 0 and "history" in injector.report:
         with artifact_lock(paths.injector(weight), paths.root, folder=True):
             _draw(figures.injector_losses, paths.injector_losses(weight), injector.report["history"], weight)
 
@@ -215,6 +216,8 @@ def _warnings(experiment: Experiment, rows: list[Row], results: dict[str, Result
     usual = run.target.inversion_weight
     for weight, history in _injector_histories(experiment, results).items():
         warnings += checks.warnings_about_training(injector_entry(weight, usual), history)
+    converted = [name for name, made in files.networks_of(experiment, results).items() if "converted" in made]
+    warnings += split_warning(converted, experiment.data.shuffled)
     if run.repeats("validation"):
         warnings.append("--official validation: the best attacker is chosen on the test images, so its errors are too small")
     if unfinished := [row.name for row in rows if row.name not in results]:

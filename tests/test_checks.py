@@ -69,6 +69,20 @@ def test_labels_in_the_other_byte_order(tmp_path):
     assert load_images(*run_for(tmp_path)).labels.tolist() == [0, 1, 2, 3, 4] * 12
 
 
+def test_pictures_are_turned_only_where_they_must_be(tmp_path):
+    rows = np.random.default_rng(0).random((4, 8, 8, 3), np.float32)
+    hickle.dump(rows, tmp_path / "a.hkl", mode="w")
+    array = arrays.load(tmp_path / "a.hkl")
+    turned = arrays.channels_first(array, (3, 8, 8))
+    assert np.array_equal(turned.rows, np.moveaxis(rows, 3, 1)) and turned.digest == array.digest
+    for shape in ((8, 8, 3), (3, 8, 4), (1, 8, 8)):  # as it is, or of another size
+        assert arrays.channels_first(array, shape) is array
+    with arrays.create(tmp_path / "b.hkl", rows.shape, "float32", {"kind": "ours"}) as writer:
+        writer.write(rows)
+    ours = arrays.load(tmp_path / "b.hkl")
+    assert arrays.channels_first(ours, (3, 8, 8)) is ours
+
+
 # --- explanations of somebody else -----------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"config", "registry", "entries", "streams", "ownentries", "flagtypes", "paths"}, {"system"}, {"device", "parallel"},
     {"store"}, {"foreign"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
     {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
-    {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences", "victims"},
+    {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences", "victims", "authors"},
     {"experiment"}, {"attackers"}, {"evaluate"}, {"references"}, {"comparison"}, {"report", "protected", "formats"},
     {"pipeline"}, {"cli"}, {"reproduce", "export"}, {"__init__"},  # the last one is the door, `gnime.Protected`
 ]

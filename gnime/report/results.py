@@ -158,6 +158,17 @@ def _portable(run: Run) -> Run:
                    victim=str(last(run.victim)) if run.victim else "", files=files)
 
 
+def networks_of(experiment: Experiment, results: dict[str, Result]) -> dict[str, dict]:
+    """The records of all networks that the results come from: victim, "evaluation", injectors, defences, attackers."""
+    networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
+    usual = experiment.run.target.inversion_weight
+    for weight in injector_weights(results, usual):
+        networks[injector_entry(weight, usual)] = experiment.injector_of(weight).summary()
+    networks |= {f"{name} defence": experiment.fitted_defence(find_row(name)).summary() for name in results
+                 if "fitted" in find_row(name).needs}
+    return networks | {name: result.attacker for name, result in results.items() if result.attacker}
+
+
 def write(experiment: Experiment, results: dict[str, Result], references: dict, warnings: list[str], duration: str,
           chosen: tuple[str, list[Example]]) -> dict:
     """Writes `results.json`, with all that is needed to repeat the run, `results.csv` and `per_image.csv`. Returns the first.
@@ -167,13 +178,7 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
     """
     data, device = experiment.data, experiment.device
     run = replace(_portable(experiment.run), drop_duplicates=data.dropped)
-    networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
-    usual = run.target.inversion_weight
-    for weight in injector_weights(results, usual):
-        networks[injector_entry(weight, usual)] = experiment.injector_of(weight).summary()
-    networks |= {f"{name} defence": experiment.fitted_defence(find_row(name)).summary() for name in results
-                 if "fitted" in find_row(name).needs}
-    networks |= {name: result.attacker for name, result in results.items() if result.attacker}
+    networks = networks_of(experiment, results)
     content = {
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
         "source": data.source,
