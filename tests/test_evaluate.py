@@ -161,7 +161,8 @@ def test_a_leak_that_cannot_be_one_is_none():
         result.numbers["mse_strongest"] = 0.1
     lines = {line.split()[0]: line for line in verdict_table(found).splitlines()}
     assert "not converged" in lines["gnime"] and "not converged" in lines["rnd"] and "50.0%" in lines["ond"]
-    assert leakage.is_possible(-0.02, [-0.1, 0.01]) and not leakage.is_possible(-0.02, None)
+    assert leakage.is_possible(-0.02, [-0.1, 0.01]) and not leakage.is_possible(-0.03, None)
+    assert leakage.is_possible(-0.006, [-0.009, -0.003]) and not leakage.is_possible(1.05, [1.03, 1.07])
     assert not leakage.is_possible(None, None) and leakage.is_possible(0.5, None)
 
 
