@@ -158,7 +158,7 @@ def test_jobs_make_the_same_cell(runner, small_root):
 
 def test_a_rehearsal_never_passes_for_the_preset(runner):
     code, _, _ = runner(*CELL, "--settings", "predmi", "--limit", "40")
-    rehearsal = runner.folder / "results/rehearsal_reduced_40/digits_lrp_seed0.json"
+    rehearsal = runner.folder / "results/reduced_limit40/digits_lrp_seed0.json"
     assert code == 0 and not runner.result.exists() and json.loads(rehearsal.read_text())["n"]["images"] == 40
     assert "--limit 40" in json.loads(rehearsal.read_text())["command"]
     assert docs.read_results(runner.folder / "results") == {}
