@@ -102,6 +102,11 @@ def add_data(flags: argparse._ActionsContainer) -> None:
     flags.add_argument("--image-size", type=side, metavar="S",
                        help="side of the images, from {} to {}, of a folder target or with --victim (default: 128)".format(
                            *IMAGE_SIZES))
+    add_published(flags)
+
+
+def add_published(flags: argparse._ActionsContainer) -> None:
+    """Adds `--published`, which takes a name in `PUBLISHED`."""
     flags.add_argument("--published", choices=PUBLISHED, default="logits",
                        help="what the service publishes of its predictions: attackers, injector and fitted defences see it")
 
