@@ -27,7 +27,7 @@ from .config import OFFICIAL, TARGETS, Run, Target, TrainConfig, target
 from .errors import UsageError
 from .flagtypes import at_least
 from .ownentries import register
-from .ownfiles import is_own, own_name
+from .ownfiles import digest, is_own, own_name
 from .registry import CONTROLS, PAPER_EXPLAINERS, PAPER_ROWS, find_row, injector_row, injector_weights
 
 PROGRAM = "python -m gnime.reproduce"
@@ -126,8 +126,8 @@ def difference(result: dict, options: argparse.Namespace, cell: Cell) -> str:
     from .device import default_precision
     from .report.results import portable
 
-    run, found = portable(cell_run("eval", options, cell)), dict(result["configuration"])
-    wanted = json.loads(json.dumps(run.describe()))
+    run, found = cell_run("eval", options, cell), dict(result["configuration"])
+    wanted = json.loads(json.dumps(portable(run).describe()))
     for script, kind in (("prepare", "classifier"), ("train", "injector")):
         wanted["stages"][kind] = json.loads(json.dumps(cell_run(script, options, cell).describe()["stages"][kind]))
     if run.victim:  # trained elsewhere: no classifier of this run but the evaluation classifier
@@ -136,6 +136,8 @@ def difference(result: dict, options: argparse.Namespace, cell: Cell) -> str:
         found["stages"] = found["stages"] | {"injector": wanted["stages"]["injector"]}
     if absent := [f"--{flag} {spec}" for flag, spec in found.get("files", []) if [flag, spec] not in wanted.get("files", [])]:
         return f"measured with {' '.join(absent)}; give the same flags again, or another --results and --root"
+    if changed := [spec for spec, made_by in result.get("own_files", {}).items() if own_digests(run).get(spec) != made_by]:
+        return f"measured with another content of {' and '.join(changed)}; move it away, or give another --results and --root"
     for key in ("limit", "official", "image", "width", "weight", "stages", "attackers", "published", "victim", "scale"):
         if found.get(key) != wanted.get(key):
             return (f"measured with {key} {json.dumps(found.get(key))}, this run has {json.dumps(wanted.get(key))}; move it "
@@ -145,6 +147,16 @@ def difference(result: dict, options: argparse.Namespace, cell: Cell) -> str:
         return (f"measured in {result['precision']}, this run computes in {precision}; give --precision "
                 f"{result['precision']}, or another --results and --root")
     return ""
+
+
+def own_digests(run: Run) -> dict[str, str]:
+    """The SHA-256 of the file of each of the run's objects of the user's own, by the FILE.py:NAME that results have."""
+    from .report.results import portable
+
+    def specs(of: Run) -> list[str]:
+        return [*([of.victim] if of.victim else []), *(spec for _, spec in of.files)]
+
+    return {told: digest(spec) for told, spec in zip(specs(portable(run)), specs(run), strict=True)}
 
 
 def _seconds(text: str) -> float:

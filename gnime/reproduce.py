@@ -16,7 +16,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from .cells import PROGRAM, Cell, asked_rows, cell_run, difference, parser, result_path
+from .cells import PROGRAM, Cell, asked_rows, cell_run, difference, own_digests, parser, result_path
 from .cli import guarded
 from .config import Run
 from .errors import GnimeError, Stopped
@@ -58,6 +58,8 @@ def _write_result(options: argparse.Namespace, cell: Cell, run: Run, measured: d
     from .store import write_text
 
     del measured["configuration"]["gpu"]
+    if digests := own_digests(run):
+        measured["own_files"] = digests
     run = portable(run)
     rows = " ".join(shlex.quote(run.given("settings", name)) for name in measured["settings"])
     attackers = " ".join(shlex.quote(run.given("attackers", name)) for name in run.attackers)

@@ -110,7 +110,9 @@ def test_a_run_of_ones_own_with_two_seeds(own, runner):
         assert result["settings"].keys() == {"predmi", "expmi", "blurred"} and result["n"]["images"] == 40
         again, asked = parser().parse_args(shlex.split(result["command"])[3:]), parser().parse_args([*small, *rows])
         assert vars(again) == vars(asked) | {"seeds": [seed], "gpu": 0}, "all but the device"
-    assert "Every seed has the same victim, yours" in page.read_text()
+    assert "Every seed has your victim" in page.read_text() and "weights of your victim changed" not in page.read_text()
+    found[1]["networks"]["victim"]["digest"] = "another"
+    assert "the weights of your victim changed between the seeds" in seeds.render(found, {})
 
     before = page.read_text()
     code, out, _ = runner(*small, *rows)
@@ -119,6 +121,9 @@ def test_a_run_of_ones_own_with_two_seeds(own, runner):
     assert code == 1 and "seed0.json: measured with --settings mine.py:blurred --attackers mine.py:Nearest; give" in line
     code, line = runner.fails(*small, *rows, "--width", "128")
     assert code == 1 and "seed0.json: measured with width 64, this run has 128; move it away, or give another" in line
+    Path("mine.py").write_text(Path("mine.py").read_text().replace("3, 1, 1", "5, 1, 2"))
+    code, line = runner.fails(*small, *rows)
+    assert code == 1 and "seed0.json: measured with another content of mine.py:blurred and mine.py:Nearest; move it" in line
 
 
 # --- the table and the page ------------------------------------------------------------------------------------------

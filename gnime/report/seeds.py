@@ -209,7 +209,9 @@ def render(runs: list[dict], pictures: dict[str, bytes]) -> str:
                 verdicts=[(run["seed"], verdict.sentence, _publish(verdict))
                           for run, verdict in zip(seeds.runs, seeds.verdicts, strict=True)],
                 leaks=[(name, [_leak(rows.get(name)) for rows in seeds.rows]) for name in seeds.names],
-                own_victim=bool(first["configuration"].get("victim")), uncertain=percent((2 * max(n - 1, 1)) ** -0.5),
+                own_victim=first["configuration"].get("victim"),
+                victims=len({run["networks"].get("victim", {}).get("digest") for run in seeds.runs}),
+                uncertain=percent((2 * max(n - 1, 1)) ** -0.5),
                 command=_command(seeds), configuration=_configuration(seeds))
 
 
