@@ -174,8 +174,8 @@ def parser() -> Parser:
     made = Parser(PROGRAM, description=ABOUT, formatter_class=Formatter, allow_abbrev=False)
     made.add_argument("--preset", choices=("paper", "reduced"), default="paper",
                       help="the paper's sizes, or a CPU's; other flags change them, and results/own then has the results")
-    add_target(made, "--targets", nargs="+", default=["mnist", "cifar10"])
-    add_xai(made, nargs="+", default=list(PAPER_EXPLAINERS))
+    add_target(made, "mnist", "cifar10")
+    add_xai(made, *PAPER_EXPLAINERS)
     made.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], metavar="SEED",
                       help="one run each, all networks reseeded (default: 0 1 2)")
     add_data(made)

@@ -57,8 +57,8 @@ def parser(script: str) -> argparse.ArgumentParser:
     flags = Parser(_name(script), description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
     flags.add_argument("--version", action="version", version=f"gnime {__version__}")
     data = flags.add_argument_group("data and explainer")
-    add_target(data, "--target", default="digits")
-    add_xai(data, default="lrp")
+    add_target(data)
+    add_xai(data)
     data.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, first weights, order of batches and noise")
     add_data(data)
     if script == "eval":
@@ -80,16 +80,20 @@ def parser(script: str) -> argparse.ArgumentParser:
 # The flags themselves, each once: `python -m gnime.reproduce` has those of all three scripts.
 
 
-def add_target(flags: argparse._ActionsContainer, flag: str, **kind: object) -> None:
-    """Adds `--target`, or with nargs the flag of several."""
-    flags.add_argument(flag, type=target_name, metavar="NAME", **kind,
-                       help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets")
+def add_target(flags: argparse._ActionsContainer, *several: str) -> None:
+    """Adds `--target`, or `--targets` where there are defaults for `several`."""
+    kind = {"nargs": "+", "default": list(several)} if several else {"default": "digits"}
+    flags.add_argument("--targets" if several else "--target", type=target_name, metavar="NAME", **kind,
+                       help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets "
+                            f"(default: {' '.join(several) or 'digits'})")
 
 
-def add_xai(flags: argparse._ActionsContainer, **kind: object) -> None:
-    """Adds `--xai`, which takes names in `EXPLAINERS` and FILE.py:NAME."""
+def add_xai(flags: argparse._ActionsContainer, *several: str) -> None:
+    """Adds `--xai`, which takes a name in `EXPLAINERS` or FILE.py:NAME, and several where there are defaults for `several`."""
+    kind = {"nargs": "+", "default": list(several)} if several else {"default": "lrp"}
     flags.add_argument("--xai", type=name_or_file(EXPLAINERS), metavar="XAI", **kind,
-                       help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME of your own")
+                       help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME of your own "
+                            f"(default: {' '.join(several) or 'lrp'})")
 
 
 def add_data(flags: argparse._ActionsContainer) -> None:

@@ -128,6 +128,7 @@ def _measure(options: argparse.Namespace, cells: list[Cell]) -> None:
 
 def _show_seeds(options: argparse.Namespace, cell: Cell) -> None:
     """The table of means of all seeds whose results lie there, and their page."""
+    from . import pipeline
     from .report import seeds
     from .report.docs import read_result
     from .system import say
@@ -145,7 +146,8 @@ def _show_seeds(options: argparse.Namespace, cell: Cell) -> None:
             runs.append(result)
     if runs:
         page = any_seed.with_name(f"{name}_report.html")
-        seeds.write(page, sorted(runs, key=lambda run: run["seed"]))
+        runs.sort(key=lambda run: run["seed"])
+        pipeline.draw(seeds.write, page, runs)
         say("", *seeds.lines(runs), f"report: {page}")
 
 

@@ -107,13 +107,17 @@ def _several(texts: Iterable[str]) -> str:
 
 
 def _by_seed(texts: Iterable[tuple[str, int]], of: int) -> dict[str, str]:
-    """Text -> the seeds that say it: "all 3 seeds", "the one seed", "seeds 0, 2" or "seed 1"."""
+    """Text -> the seeds that say it, of `of`: "all 3 seeds", "seeds 0, 2" or "seed 1"."""
     found: dict[str, list[int]] = {}
     for text, seed in texts:
         found.setdefault(text, []).append(seed)
-    everyone = f"all {of} seeds" if of > 1 else "the one seed"
+    everyone = _all(of)
     return {text: everyone if len(which) == of else f"seed{'s' * (len(which) > 1)} {', '.join(map(str, which))}"
             for text, which in found.items()}
+
+
+def _all(of: int) -> str:
+    return {1: "the one seed", 2: "both seeds"}.get(of, f"all {of} seeds")
 
 
 def gather(runs: list[dict]) -> Seeds:
@@ -141,7 +145,7 @@ def agreement(seeds: Seeds) -> str:
     said = _by_seed(((_publish(verdict), seed) for verdict, seed in zip(seeds.verdicts, seeds.numbers, strict=True)), n)
     if len(said) == 1:
         (what,) = said
-        return f"Publish {what}. " + (f"All {n} seeds say so." if n > 1 else "This is the verdict of one seed.")
+        return f"Publish {what}. " + (f"{_all(n).capitalize()} say so." if n > 1 else "This is the verdict of one seed.")
     return (f"The seeds disagree on what to publish: {'; '.join(f'{what} ({which})' for what, which in said.items())}. "
             "Take no single seed's verdict for another model: measure more seeds, or publish the prediction without a map.")
 
