@@ -24,7 +24,7 @@ LAYERS = [
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
 # the command line answers at once
-LIGHT = {"cli", "config", "entries", "errors", "flagtypes", "ownentries", "ownfiles", "registry", "streams", "threads",
+LIGHT = {"cells", "cli", "config", "entries", "errors", "flagtypes", "ownentries", "ownfiles", "registry", "streams", "threads",
          "__init__"}
 
 
