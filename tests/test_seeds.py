@@ -67,6 +67,14 @@ def test_each_script_runs_as_with_the_same_flags(own, mine):
         assert replace(made, datasets=asked.datasets) == asked
 
 
+def test_the_command_of_own_model_md(own):
+    (command,) = re.findall(r"^    python -m gnime\.reproduce (.*?)\n\n", (REPOSITORY / "docs/own-model.md").read_text(),
+                            re.MULTILINE | re.DOTALL)
+    options = parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    path = result_path(options, (options.targets[0], options.xai[0], options.seeds[-1]))
+    assert path.as_posix() == "results/own/digits_model_input_gradient_seed2.json"
+
+
 def test_a_flag_that_changes_a_preset_keeps_its_results_apart():
     def kept(*flags, name="digits", xai="lrp"):
         return kept_as(parser().parse_args(list(flags)), (name, xai, 0))
