@@ -2,13 +2,13 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
 from . import __version__
-from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, program, target
+from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, Target, program, target
 from .errors import GnimeError, fixable
 from .flagtypes import at_least, name_or_file, own_file, rate, row_or_file, side, target_name, weight, width
 from .ownentries import register
@@ -22,7 +22,8 @@ ABOUT = {
     "train": "Train the noise injector against a sparring inverter. Writes to models/def/.",
     "eval": "Train an attacker for each setting, and compare the images that they recover. Writes to models/inv/ and figures/.",
 }
-EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", "eval": "of the inverters, at most"}
+EPOCHS = {"prepare": "of the classifiers, at most", "train": "of the injector", "eval": "of the inverters, at most",
+          "": "of every network, at most"}
 CONFIGS = {"prepare": "classifier.", "train": "injector.", "eval": "inverter."}
 
 
@@ -56,50 +57,56 @@ def parser(script: str) -> argparse.ArgumentParser:
     flags = Parser(_name(script), description=ABOUT[script], formatter_class=Formatter, allow_abbrev=False)
     flags.add_argument("--version", action="version", version=f"gnime {__version__}")
     data = flags.add_argument_group("data and explainer")
-    data.add_argument("--target", type=target_name, default="digits", metavar="NAME",
-                      help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets")
-    data.add_argument("--victim", type=own_file, metavar="FILE.py:NAME",
-                      help="your own function that returns the model, in place of the paper's classifier; it is not trained")
-    data.add_argument("--xai", type=name_or_file(EXPLAINERS), default="lrp", metavar="XAI",
-                      help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME of your own")
-    data.add_argument("--scale", choices=("absolute", "signed"), default="absolute",
-                      help="of your own explainer's maps: their absolute value is shown, as in the paper, or the sign is kept")
-    data.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
-    data.add_argument("--image-size", type=side, metavar="S",
-                      help="side of the images, from {} to {}, of a folder target or with --victim (default: 128)".format(
-                          *IMAGE_SIZES))
+    add_target(data)
+    add_xai(data)
     data.add_argument("--seed", type=at_least(0), default=0, help="of shuffle, first weights, order of batches and noise")
-    add_published(data)
+    add_data(data)
     if script == "eval":
-        data.add_argument("--settings", nargs="+", type=row_or_file, default=list(DEFAULT_ROWS), metavar="SETTING",
-                          help=f"rows of the table, of {KNOWN}, or FILE.py:NAME of your own defence "
-                               f"(default: {' '.join(DEFAULT_ROWS)})")
-        add_attackers(data, own=True)
-        data.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="rows whose attackers are trained at once")
+        add_rows(data, DEFAULT_ROWS)
     if script == "prepare":
-        data.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
-        data.add_argument("--drop-duplicates", nargs="?", choices=("exact", "near"), const="exact", metavar="KIND",
-                          help="leave copies of pictures out: exact ones (without KIND), or also near ones, which look alike")
+        add_pictures(data)
     training = flags.add_argument_group("training (defaults: the paper's)")
-    training.add_argument("--epochs", type=at_least(1), metavar="N",
-                          help=f"{EPOCHS[script]} {_default(CONFIGS[script] + 'epochs')}")
-    training.add_argument("--batch-size", type=at_least(1), metavar="N",
-                          help=f"images per step {_default(CONFIGS[script] + 'batch_size')}")
-    training.add_argument("--lr", type=rate, metavar="R", help=f"Adam's learning rate {_default(CONFIGS[script] + 'lr')}")
-    training.add_argument("--width", type=width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
+    add_training(training, script)
     if script == "train":
-        training.add_argument("--weight", nargs="+", type=weight, default=(), metavar="A",
-                              help="of the inversion loss in the injector's loss; one injector for each, which eval.py calls "
-                                   f"{injector_row(0)[:-1]}A {_default('inversion_weight')}")
+        add_weight(training)
     add_official(training)
     place = flags.add_argument_group("device and folders")
-    place.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
-    place.add_argument("--precision", choices=("fp32", "tf32", "bf16"),
-                       help="arithmetic of training (default: tf32 on CUDA, fp32 on the CPU)")
-    place.add_argument("--deterministic", action="store_true", help="deterministic kernels on CUDA, which are slower")
+    add_device(place)
     place.add_argument("--root", type=Path, default=Path(), help="folder of models/, aux/ and figures/")
     place.add_argument("--datasets", type=Path, metavar="DIR", help="folder of the data sets (default: ROOT/datasets)")
     return flags
+
+
+# The flags themselves, each once: `python -m gnime.reproduce` has those of all three scripts.
+
+
+def add_target(flags: argparse._ActionsContainer, *several: str) -> None:
+    """Adds `--target`, or `--targets` where there are defaults for `several`."""
+    kind = {"nargs": "+", "default": list(several)} if several else {"default": "digits"}
+    flags.add_argument("--targets" if several else "--target", type=target_name, metavar="NAME", **kind,
+                       help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets "
+                            f"(default: {' '.join(several) or 'digits'})")
+
+
+def add_xai(flags: argparse._ActionsContainer, *several: str) -> None:
+    """Adds `--xai`, which takes a name in `EXPLAINERS` or FILE.py:NAME, and several where there are defaults for `several`."""
+    kind = {"nargs": "+", "default": list(several)} if several else {"default": "lrp"}
+    flags.add_argument("--xai", type=name_or_file(EXPLAINERS), metavar="XAI", **kind,
+                       help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME of your own "
+                            f"(default: {' '.join(several) or 'lrp'})")
+
+
+def add_data(flags: argparse._ActionsContainer) -> None:
+    """Adds the flags of the images and of what is published of them."""
+    flags.add_argument("--victim", type=own_file, metavar="FILE.py:NAME",
+                       help="your own function that returns the model, in place of the paper's classifier; it is not trained")
+    flags.add_argument("--scale", choices=("absolute", "signed"), default="absolute",
+                       help="of your own explainer's maps: their absolute value is shown, as in the paper, or the sign is kept")
+    flags.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
+    flags.add_argument("--image-size", type=side, metavar="S",
+                       help="side of the images, from {} to {}, of a folder target or with --victim (default: 128)".format(
+                           *IMAGE_SIZES))
+    add_published(flags)
 
 
 def add_published(flags: argparse._ActionsContainer) -> None:
@@ -108,20 +115,56 @@ def add_published(flags: argparse._ActionsContainer) -> None:
                        help="what the service publishes of its predictions: attackers, injector and fitted defences see it")
 
 
+def add_pictures(flags: argparse._ActionsContainer) -> None:
+    """Adds the flags of reading pictures."""
+    flags.add_argument("--skip-bad", action="store_true", help="leave damaged pictures out, and list them in aux/")
+    flags.add_argument("--drop-duplicates", nargs="?", choices=("exact", "near"), const="exact", metavar="KIND",
+                       help="leave copies of pictures out: exact ones (without KIND), or also near ones, which look alike")
+
+
+def add_rows(flags: argparse._ActionsContainer, default: Sequence[str]) -> None:
+    """Adds `--settings`, `--attackers` and `--jobs`."""
+    flags.add_argument("--settings", nargs="+", type=row_or_file, default=list(default), metavar="SETTING",
+                       help=f"rows of the table, of {KNOWN}, or FILE.py:NAME of your own defence "
+                            f"(default: {' '.join(default)})")
+    flags.add_argument("--attackers", nargs="+", action=_Attackers, default=DEFAULT_ATTACKERS, metavar="ATTACKER",
+                       type=name_or_file([*ATTACKERS, "all"]),
+                       help=f"that attack every row, of {', '.join(ATTACKERS)}, or all, or FILE.py:NAME of your own "
+                            f"(default: {' '.join(DEFAULT_ATTACKERS)})")
+    flags.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="rows whose attackers are trained at once")
+
+
+def add_training(flags: argparse._ActionsContainer, script: str = "") -> None:
+    """Adds the flags of the networks that a script trains; without a script, those that all three train."""
+    def default(number: str) -> str:
+        return _default(CONFIGS[script] + number) if script else ""
+
+    flags.add_argument("--epochs", type=at_least(1), metavar="N", help=f"{EPOCHS[script]} {default('epochs')}")
+    flags.add_argument("--batch-size", type=at_least(1), metavar="N", help=f"images per step {default('batch_size')}")
+    flags.add_argument("--lr", type=rate, metavar="R", help=f"Adam's learning rate {default('lr')}")
+    flags.add_argument("--width", type=width, metavar="W", help=f"of inversion networks and injector {_default('width')}")
+
+
+def add_weight(flags: argparse._ActionsContainer) -> None:
+    """Adds `--weight`, which takes several."""
+    flags.add_argument("--weight", nargs="+", type=weight, default=(), metavar="A",
+                       help="of the inversion loss in the injector's loss; one injector for each, whose row is "
+                            f"{injector_row(0)[:-1]}A {_default('inversion_weight')}")
+
+
+def add_device(flags: argparse._ActionsContainer) -> None:
+    """Adds the flags of the device and its arithmetic."""
+    flags.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
+    flags.add_argument("--precision", choices=("fp32", "tf32", "bf16"),
+                       help="arithmetic of training (default: tf32 on CUDA, fp32 on the CPU)")
+    flags.add_argument("--deterministic", action="store_true", help="deterministic kernels on CUDA, which are slower")
+
+
 def add_official(flags: argparse._ActionsContainer) -> None:
     """Adds `--official`, which takes names in `OFFICIAL`."""
     flags.add_argument("--official", nargs="*", choices=OFFICIAL, action=_Official, default=(), metavar="CHOICE",
                        help="repeat the authors' release where it differs from the paper, in all of these choices or in some: "
                             + "; ".join(f"{name} ({what})" for name, what in OFFICIAL.items()))
-
-
-def add_attackers(flags: argparse._ActionsContainer, own: bool = False) -> None:
-    """Adds `--attackers`, which takes names in `ATTACKERS`, with `own` also FILE.py:NAME."""
-    names = [*ATTACKERS, "all"]
-    kinds = {"type": name_or_file(names)} if own else {"choices": names}
-    flags.add_argument("--attackers", nargs="+", action=_Attackers, default=DEFAULT_ATTACKERS, metavar="ATTACKER", **kinds,
-                       help=f"that attack every row, of {', '.join(ATTACKERS)}, or all{', or FILE.py:NAME of your own' * own} "
-                            f"(default: {' '.join(DEFAULT_ATTACKERS)})")
 
 
 class _Attackers(argparse.Action):
@@ -144,13 +187,22 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     register(())  # what an earlier run in this process registered
     flags = parser(script)
     given = flags.parse_args(arguments)
+    given.datasets = given.datasets or given.root / "datasets"
+    return run_of(script, given, flags)
+
+
+def run_of(script: str, given: argparse.Namespace, flags: Parser, record: Target | None = None) -> Run:
+    """The run of a script with these flags; those that it does not take may be missing.
+
+    record: the target, where it is not that of `config.target`. Values that do not fit together end the process with code 2.
+    """
     if given.image_size and given.target in TARGETS and not given.victim:
         flags.error(f"argument --image-size: the size of {given.target} is fixed; the flag is for folder targets, and for a "
                     "--victim of your own")
     for flag, path in (("--root", given.root), ("--datasets", given.datasets)):
         if "\0" in str(path):
             flags.error(f"argument {flag}: a path cannot contain a null character")
-    record = target(given.target, given.image_size)
+    record = record or target(given.target, given.image_size)
     if given.width:
         record = replace(record, width=given.width)
     if record.width < 1 << (record.size - 1).bit_length():  # at the next power of two a network has a channel or more
@@ -160,7 +212,7 @@ def resolve(script: str, arguments: list[str] | None = None) -> Run:
     if given.scale != "absolute" and not is_own(given.xai):
         flags.error(f"argument --scale: the maps of {given.xai} have no sign; the flag is for an explainer of your own")
     rows, attackers = tuple(map(own_name, rows)), tuple(map(own_name, asked))
-    return Run(script, record, own_name(given.xai), given.root, given.datasets or given.root / "datasets", given.seed,
+    return Run(script, record, own_name(given.xai), given.root, given.datasets, given.seed,
                given.limit, given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
                rows, attackers, getattr(given, "skip_bad", False), getattr(given, "drop_duplicates", None),
                getattr(given, "jobs", 1), given.published, given.lr, tuple(dict.fromkeys(getattr(given, "weight", ()))),

@@ -109,7 +109,7 @@ def _train_injector(experiment: Experiment, weight: float) -> None:
     injector = experiment.load_or_train(task)
     if experiment.device.rank == 0 and "history" in injector.report:
         with artifact_lock(paths.injector(weight), paths.root, folder=True):
-            _draw(figures.injector_losses, paths.injector_losses(weight), injector.report["history"], weight)
+            draw(figures.injector_losses, paths.injector_losses(weight), injector.report["history"], weight)
 
 
 def _injector_training(experiment: Experiment, weight: float) -> Callable[[nn.Module, StateFile], dict]:
@@ -134,7 +134,7 @@ def _injector_training(experiment: Experiment, weight: float) -> Callable[[nn.Mo
                 protected = injector(explanation, prediction)
                 reconstruction = inverter(protected, prediction).float().clamp(0, 1)
             pictures = (value.cpu().contiguous() for value in (image, explanation, protected, reconstruction))
-            _draw(figures.injector_progress, picture, *pictures)
+            draw(figures.injector_progress, picture, *pictures)
 
         task = MinMaxTask(injector, inverter, run.train_config("injector"), [explanations, predictions, images], defender,
                           weight, run.seed, PICTURE_EVERY, checkpoint, bool(run.repeats("scale")))
@@ -233,7 +233,7 @@ def _injector_histories(experiment: Experiment, results: dict[str, Result]) -> d
             if (history := injector.report.get("history"))}
 
 
-def _draw(picture: Callable, path: Path, *content: object) -> None:
+def draw(picture: Callable, path: Path, *content: object) -> None:
     """Draws a picture. Where that fails, it warns, because numbers and networks do not depend on it."""
     try:
         picture(path, *content)
@@ -244,9 +244,9 @@ def _draw(picture: Callable, path: Path, *content: object) -> None:
 
 def _pictures(experiment: Experiment, results: dict[str, Result], content: dict, shown: list[examples.Example]) -> None:
     paths = experiment.paths
-    _draw(figures.comparison, paths.comparison, charts.headline(content), shown, charts.row_labels(content))
-    _draw(charts.metric_bars, paths.metrics, content)
+    draw(figures.comparison, paths.comparison, charts.headline(content), shown, charts.row_labels(content))
+    draw(charts.metric_bars, paths.metrics, content)
     losses = _injector_histories(experiment, results)
-    _draw(figures.training_curves, paths.training, losses, {name: result.history for name, result in results.items()})
-    _draw(charts.frontier, paths.frontier, content, judge(content))
-    _draw(html.write, paths.report, content, shown)
+    draw(figures.training_curves, paths.training, losses, {name: result.history for name, result in results.items()})
+    draw(charts.frontier, paths.frontier, content, judge(content))
+    draw(html.write, paths.report, content, shown)

@@ -1,105 +1,29 @@
-"""The paper's table, measured: `python -m gnime.reproduce` runs a matrix of targets, explainers and seeds.
+"""Whole runs, seed by seed: `python -m gnime.reproduce` measures a matrix of targets, explainers and seeds.
 
-Every run goes through the code of the three scripts and leaves one JSON in `results/`. Stopped at any moment and
-started again, it goes on where it was. `--docs` writes docs/results.md and its charts from these files alone, `--check`
-compares.
+Without other flags it is the paper's table. Every run goes through the code of the three scripts and leaves one JSON in
+`results/`, and the seeds of a target and explainer leave one page. Stopped at any moment and started again, it goes on where
+it was. `--docs` writes docs/results.md and its charts from these files alone, `--check` compares.
 """
 
 import argparse
 import json
 import math
 import os
+import re
+import shlex
 import sys
 import time
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .cli import Formatter, Parser, add_attackers, add_official, add_published, guarded
-from .config import OFFICIAL, Run, Target, TrainConfig, target
-from .errors import GnimeError, Stopped, UsageError
-from .flagtypes import at_least, row_name, target_name
-from .registry import (
-    CONTROLS,
-    DEFAULT_ATTACKERS,
-    EXPLAINERS,
-    KNOWN,
-    PAPER_EXPLAINERS,
-    PAPER_ROWS,
-    find_row,
-    in_order,
-    injector_weights,
-)
-
-PROGRAM = "python -m gnime.reproduce"
+from .cells import PROGRAM, Cell, asked_rows, cell_run, difference, own_digests, parser, result_path
+from .cli import guarded
+from .config import Run
+from .errors import GnimeError, Stopped
+from .registry import DEFAULT_ATTACKERS, find_row, in_order
 
 
-@dataclass(frozen=True)
-class Reduced:
-    """A target cut down for a CPU: stated beside its numbers, kept apart from the paper's table."""
-
-    limit: int | None
-    classifier: TrainConfig
-    injector: TrainConfig
-    inverter: TrainConfig
-    width: int = 256
-    image_size: int | None = None
-
-    def of(self, name: str) -> Target:
-        return replace(target(name, self.image_size), width=self.width, classifier=self.classifier,
-                       injector=self.injector, inverter=self.inverter)
-
-
-_CLASSIFIER = TrainConfig(epochs=6, batch_size=64, lr=1e-3, betas=(0.5, 0.999))
-_INVERTER = TrainConfig(epochs=300, batch_size=64, lr=1e-3)
-REDUCED = {
-    "mnist": Reduced(3000, _CLASSIFIER, TrainConfig(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
-    "cifar10": Reduced(3000, _CLASSIFIER, TrainConfig(epochs=60, batch_size=64, lr=1e-3), _INVERTER),
-    "orl_faces": Reduced(None, replace(_CLASSIFIER, epochs=30, batch_size=16, lr=3e-4),
-                         TrainConfig(epochs=500, batch_size=16, lr=1e-3),
-                         replace(_INVERTER, epochs=600, batch_size=16, patience=40), image_size=32),
-}
-
-
-def cell_run(script: str, options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...] = ()) -> Run:
-    """The run of one script for one cell; explainers of one seed share a root, so images, victim and PredMI too."""
-    name, xai, seed = cell
-    reduced = REDUCED.get(name) if options.preset == "reduced" else None
-    if options.preset == "reduced" and reduced is None and name != "digits":
-        raise UsageError(f"--targets {name}: no reduced configuration; there is one for digits, {', '.join(REDUCED)}")
-    limit = options.limit or (reduced.limit if reduced else None)
-    rehearsal = f"_limit{options.limit}" if options.limit else ""
-    root = options.root / f"{options.preset}{rehearsal}{mode(options.official)}_seed{seed}"
-    goal = reduced.of(name) if reduced else target(name)
-    rows = settings if script == "eval" else ()
-    weights = injector_weights(settings, goal.inversion_weight) if script == "train" else ()
-    return Run(script, goal, xai, root, options.datasets, seed, limit, options.official, options.gpu, options.precision,
-               rows=rows, attackers=options.attackers, weights=weights,
-               published=options.published)
-
-
-def result_path(options: argparse.Namespace, cell: tuple[str, str, int]) -> Path:
-    """The place of a cell's one JSON. Rehearsals on few images, and other published forms, lie apart from the preset's."""
-    name, xai, seed = cell
-    folder = options.preset if options.limit is None else f"rehearsal_{options.preset}_{options.limit}"
-    folder += cell_run("prepare", options, cell).published_part
-    return options.results / folder / f"{name}_{xai}{mode(options.official)}{_precision(options)}_seed{seed}.json"
-
-
-def _precision(options: argparse.Namespace) -> str:
-    """The part of a name that keeps precisions apart, where it is not the device's default."""
-    from .device import default_precision
-
-    given = options.precision
-    return f"_{given}" if given and given != default_precision(options.gpu) else ""
-
-
-def mode(official: tuple[str, ...]) -> str:
-    """The part of a name that keeps runs which repeat other choices of the authors apart."""
-    return "_" + "-".join(["official", *(official if len(official) < len(OFFICIAL) else ())]) if official else ""
-
-
-def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...]) -> None:
+def run_cell(options: argparse.Namespace, cell: Cell, settings: tuple[str, ...]) -> None:
     """The three scripts for one cell, and its JSON: nothing in it is of this machine but the hardware's name."""
     from . import pipeline
     from .parallel import run_side_by_side
@@ -114,7 +38,7 @@ def run_cell(options: argparse.Namespace, cell: tuple[str, str, int], settings: 
     _write_result(options, cell, run, pipeline.evaluate(run))
 
 
-def finished_part(options: argparse.Namespace, cell: tuple[str, str, int], settings: tuple[str, ...]) -> list[str]:
+def finished_part(options: argparse.Namespace, cell: Cell, settings: tuple[str, ...]) -> list[str]:
     """Writes the result of those settings whose training is finished, after the time was up; returns their names."""
     from . import pipeline
     from .errors import Unfinished
@@ -129,23 +53,46 @@ def finished_part(options: argparse.Namespace, cell: tuple[str, str, int], setti
     return list(measured["settings"]) if measured else []
 
 
-def _write_result(options: argparse.Namespace, cell: tuple[str, str, int], run: Run, measured: dict) -> None:
+def _write_result(options: argparse.Namespace, cell: Cell, run: Run, measured: dict) -> None:
+    from .report.results import portable
     from .store import write_text
 
     del measured["configuration"]["gpu"]
-    flags = {"--preset": options.preset, "--targets": cell[0], "--xai": cell[1], "--seeds": cell[2], "--limit": options.limit,
-             "--settings": " ".join(measured["settings"]), "--precision": options.precision,
-             "--published": run.published if run.published_part else None}
-    if options.attackers != DEFAULT_ATTACKERS:
-        flags["--attackers"] = " ".join(options.attackers)
+    if digests := own_digests(run):
+        measured["own_files"] = digests
+    run = portable(run)
+    rows = " ".join(shlex.quote(run.given("settings", name)) for name in measured["settings"])
+    attackers = " ".join(shlex.quote(run.given("attackers", name)) for name in run.attackers)
+    flags = {"--preset": options.preset, "--targets": shlex.quote(cell[0]), "--xai": shlex.quote(run.given("xai", run.xai)),
+             "--seeds": cell[2], "--victim": shlex.quote(run.victim) if run.victim else None,
+             "--scale": None if run.scale == "absolute" else run.scale,
+             **{f"--{name.replace('_', '-')}": getattr(options, name) for name in (
+                 "limit", "image_size", "width", "epochs", "batch_size", "lr", "drop_duplicates")},
+             "--settings": rows, "--precision": options.precision,
+             "--published": run.published if run.published_part else None,
+             "--attackers": attackers if run.attackers != DEFAULT_ATTACKERS else None}
     words = [f"{flag} {value}" for flag, value in flags.items() if value is not None]
+    words += [f"--{name.replace('_', '-')}" for name in ("deterministic", "skip_bad") if getattr(options, name)]
     measured["command"] = " ".join([PROGRAM, *words, *run.official_flag()])
     measured["commands"] = [measured["command"]]
     write_text(result_path(options, cell), json.dumps(measured, indent=1) + "\n")
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    """Runs what has no result yet: seed by seed, so that an early stop leaves finished cells.
+    """Runs what has no result yet, then shows of each target and explainer what all its seeds say."""
+    cells = list(dict.fromkeys((name, xai, seed) for seed in options.seeds for name in options.targets for xai in options.xai))
+    for cell in cells:
+        cell_run("prepare", options, cell)  # refused before the first hour, not after it
+    for folder in {result_path(options, cell).parent for cell in cells}:
+        _writable(folder)
+    _measure(options, cells)
+    for cell in {cell[:2]: cell for cell in cells}.values():
+        _show_seeds(options, cell)
+    return 0
+
+
+def _measure(options: argparse.Namespace, cells: list[Cell]) -> None:
+    """Seed by seed, so that an early stop leaves finished cells.
 
     A cell that lacks a setting is evaluated again with those it has and those asked for: a file only grows. When the time is
     up, the settings whose training is finished are evaluated in the part of the budget that is kept for it.
@@ -155,14 +102,13 @@ def reproduce(options: argparse.Namespace) -> int:
 
     margin = options.margin or evaluation_seconds(options.budget or 0.0)
     stop_after(options.budget - margin if options.budget else math.inf)
-    asked = {*options.settings, *(CONTROLS if options.controls else ())}
-    cells = list(dict.fromkeys((name, xai, seed) for seed in options.seeds for name in options.targets for xai in options.xai))
-    for cell in cells:
-        cell_run("prepare", options, cell)  # refused before the first hour, not after it
-    _writable(result_path(options, cells[0]).parent)
     for i, cell in enumerate(cells, 1):
-        path = result_path(options, cell)
-        there = _made_likewise(path, read_result(path), cell_run("eval", options, cell)) if path.exists() else set()
+        path, asked, there = result_path(options, cell), asked_rows(options, cell), set()
+        if path.exists():
+            result = read_result(path)
+            if reason := difference(result, options, cell):
+                raise GnimeError(f"{path}: {reason}")
+            there = set(result["settings"])
         if asked <= there:
             say(f"[{i}/{len(cells)}] {path}: found")
             continue
@@ -176,30 +122,38 @@ def reproduce(options: argparse.Namespace) -> int:
                 raise
             part = finished_part(options, cell, settings)
             say(f"{stopped}; {i - 1} of {len(cells)} cells are done" + (f", and {' '.join(part)} of {path}" if part else ""))
-            return 0
+            return
         say(f"[{i}/{len(cells)}] {path}: made in {time.monotonic() - began:.0f} s")
-    return 0
+
+
+def _show_seeds(options: argparse.Namespace, cell: Cell) -> None:
+    """The table of means of all seeds whose results lie there, and their page."""
+    from . import pipeline
+    from .report import seeds
+    from .report.docs import read_result
+    from .system import say
+
+    any_seed = result_path(options, cell)
+    name, runs = any_seed.name.rpartition("_seed")[0], []
+    for path in any_seed.parent.glob(f"{name}_seed*.json"):
+        if not re.fullmatch(r"[0-9]+", path.stem.removeprefix(f"{name}_seed")):
+            continue
+        result = read_result(path)
+        reason = difference(result, options, cell) or ("" if "verdict" in result else "measured by a version without a verdict")
+        if reason:
+            say(f"{path}: not in the page of all seeds: {reason}")
+        else:
+            runs.append(result)
+    if runs:
+        page = any_seed.with_name(f"{name}_report.html")
+        runs.sort(key=lambda run: run["seed"])
+        pipeline.draw(seeds.write, page, runs)
+        say("", *seeds.lines(runs), f"report: {page}")
 
 
 def evaluation_seconds(budget: float) -> float:
     """The part of a budget in which nothing is trained and finished settings are evaluated, where `--margin` is not given."""
     return min(max(10.0, 0.1 * budget), 60.0, budget / 2)
-
-
-def _made_likewise(path: Path, result: dict, run: Run) -> set[str]:
-    """The settings that a result has, if sizes and training are the run's: a file is of one configuration."""
-    wanted = json.loads(json.dumps(run.describe()))
-    for key in ("limit", "official", "image", "width", "weight", "stages", "attackers", "published"):
-        if result["configuration"].get(key) != wanted.get(key):
-            raise GnimeError(f"{path}: measured with {key} {json.dumps(result['configuration'].get(key))}, this run has "
-                             f"{json.dumps(wanted.get(key))}; move it away, or give another --results and --root")
-    from .device import default_precision
-
-    precision = run.precision or default_precision(run.gpu)
-    if result["precision"] != precision:
-        raise GnimeError(f"{path}: measured in {result['precision']}, this run computes in {precision}; give --precision "
-                         f"{result['precision']}, or another --results and --root")
-    return set(result["settings"])
 
 
 def _writable(folder: Path) -> None:
@@ -210,51 +164,6 @@ def _writable(folder: Path) -> None:
         reason = error.strerror
     if reason:
         raise GnimeError(f"--results: {folder} cannot be written ({reason}); choose another folder or mend its permissions")
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
-
-
-def parser() -> argparse.ArgumentParser:
-    """The flags of `python -m gnime.reproduce`."""
-    made = Parser(PROGRAM, description=__doc__.splitlines()[0], formatter_class=Formatter, allow_abbrev=False)
-    made.add_argument("--preset", choices=("paper", "reduced"), default="paper", help="the paper's sizes, or a CPU's")
-    made.add_argument("--targets", nargs="+", type=target_name, default=["mnist", "cifar10"], metavar="TARGET",
-                      help="(default: mnist cifar10)")
-    made.add_argument("--xai", nargs="+", choices=EXPLAINERS, default=list(PAPER_EXPLAINERS), metavar="XAI",
-                      help=f"explainers (default: {' '.join(PAPER_EXPLAINERS)})")
-    made.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2], metavar="SEED",
-                      help="one run each, all networks reseeded (default: 0 1 2)")
-    made.add_argument("--settings", nargs="+", type=row_name, default=list(PAPER_ROWS), metavar="SETTING",
-                      help=f"of {KNOWN} (default: {' '.join(PAPER_ROWS)})")
-    made.add_argument("--controls", action="store_true", help=f"also {', '.join(CONTROLS)}")
-    add_attackers(made)
-    add_official(made)
-    add_published(made)
-    made.add_argument("--limit", type=at_least(1), metavar="N",
-                      help="a rehearsal on the first N images; its results are kept apart from the preset's")
-    made.add_argument("--jobs", type=at_least(1), default=1, metavar="N", help="settings whose attackers are trained at once")
-    made.add_argument("--budget", type=_seconds, metavar="SECONDS",
-                      help="after which all ends; training stops before, and finished settings are evaluated")
-    made.add_argument("--margin", type=_seconds, metavar="SECONDS",
-                      help="of the budget, kept for evaluation (default: a tenth of it, from 10 to 60 s); as "
-                           "large as the budget: nothing is trained")
-    made.add_argument("--root", type=Path, default=Path(".reproduce"), help="networks and arrays; may be deleted after")
-    made.add_argument("--datasets", type=Path, default=Path("datasets"), help="data")
-    made.add_argument("--results", type=Path, default=Path("results"), help="one JSON per run")
-    made.add_argument("--gpu", type=at_least(-1), default=0, help="index of the CUDA device; -1 is the CPU")
-    made.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="(default: tf32 on CUDA, fp32 on the CPU)")
-    instead = made.add_mutually_exclusive_group()
-    instead.add_argument("--docs", action="store_true", help="write docs/results.md and its charts, run nothing")
-    instead.add_argument("--check", action="store_true", help="exit 1 where docs/results.md or a chart is not of these results")
-    return made
 
 
 def main(arguments: list[str] | None = None) -> int:

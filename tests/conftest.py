@@ -11,10 +11,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from gnime import pipeline, reproduce  # noqa: E402
+from gnime import cells, pipeline, reproduce  # noqa: E402
 from gnime.cli import main  # noqa: E402
 from gnime.config import target  # noqa: E402
-from gnime.report import figures  # noqa: E402
+from gnime.report import figures, seeds  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -86,7 +86,7 @@ def root_copy(small_root, tmp_path):
     return Path(shutil.copytree(small_root, tmp_path / "copy"))
 
 
-TINY = reproduce.Reduced(
+TINY = cells.Reduced(
     60, *(replace(getattr(target("digits"), stage), epochs=2) for stage in ("classifier", "injector", "inverter")), width=64)
 
 
@@ -120,9 +120,10 @@ class Runner:
 
 @pytest.fixture
 def runner(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(reproduce.REDUCED, "digits", TINY)
+    monkeypatch.setitem(cells.REDUCED, "digits", TINY)
     monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
     monkeypatch.setattr(figures, "injector_losses", lambda *_: None)
+    monkeypatch.setattr(seeds, "frontiers", lambda *_: {})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     shutil.copy(HERE.parent / "docs/table1.csv", tmp_path / "docs")

@@ -5,10 +5,10 @@ import json
 import torch
 from torch import nn
 
+from gnime.cells import mode
 from gnime.checkpoints import save_checkpoint
 from gnime.models.classifier import Classifier
 from gnime.networks import build
-from gnime.reproduce import mode
 from gnime.store import weights_digest
 
 

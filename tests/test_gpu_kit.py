@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnime import ops, reproduce
+from gnime import cells, ops
 from gnime.config import Run, target
 from gnime.models.classifier import Classifier
 from gnime.models.inversion import Decoder, Encoder
@@ -120,7 +120,7 @@ def test_the_runbook_names_every_variable():
 @pytest.fixture
 def kit(monkeypatch, tmp_path):
     """Imports a module of the kit, whose work is in `tmp_path`; neither it nor what it changes stays."""
-    monkeypatch.setattr(reproduce, "REDUCED", dict(reproduce.REDUCED))
+    monkeypatch.setattr(cells, "REDUCED", dict(cells.REDUCED))
     monkeypatch.setattr(ops, "FAST", dict(ops.FAST))
     for folder in (KIT.parent, KIT):
         monkeypatch.syspath_prepend(str(folder))

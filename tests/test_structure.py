@@ -19,12 +19,12 @@ LAYERS = [
     {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
     {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences", "victims", "authors"},
     {"experiment"}, {"attackers"}, {"evaluate"}, {"references"}, {"comparison"}, {"report", "protected", "formats"},
-    {"pipeline"}, {"cli"}, {"reproduce", "export"}, {"__init__"},  # the last one is the door, `gnime.Protected`
+    {"pipeline"}, {"cli"}, {"cells"}, {"reproduce", "export"}, {"__init__"},  # the last one is the door, `gnime.Protected`
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
 # the command line answers at once
-LIGHT = {"cli", "config", "entries", "errors", "flagtypes", "ownentries", "ownfiles", "registry", "streams", "threads",
+LIGHT = {"cells", "cli", "config", "entries", "errors", "flagtypes", "ownentries", "ownfiles", "registry", "streams", "threads",
          "__init__"}
 
 

@@ -302,14 +302,14 @@ def test_a_picture_that_fails_is_a_warning(tmp_path, capsys):
     def fails(path):
         raise RuntimeError("latex was not found\n" * 50)
 
-    pipeline._draw(fails, tmp_path / "a.png")
+    pipeline.draw(fails, tmp_path / "a.png")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {tmp_path}/a.png: not drawn (RuntimeError: latex was") and len(line) < 300
     (tmp_path / "a.png").mkdir()
-    pipeline._draw(figures.injector_losses, tmp_path / "a.png", [[1, 1, 1]], 1.0)
+    pipeline.draw(figures.injector_losses, tmp_path / "a.png", [[1, 1, 1]], 1.0)
     assert "a.png: cannot be written (Is a directory)" in capsys.readouterr().err
     with pytest.raises(KeyboardInterrupt):
-        pipeline._draw(lambda path: signal.default_int_handler(2, None), tmp_path)
+        pipeline.draw(lambda path: signal.default_int_handler(2, None), tmp_path)
 
 
 # --- flags, registries, results --------------------------------------------------------------------------------------

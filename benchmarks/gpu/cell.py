@@ -8,6 +8,7 @@ import sys
 import env
 
 from gnime import reproduce
+from gnime.cells import REDUCED
 
 
 def flags(precision: str, name: str, settings: list[str]) -> list[str]:
@@ -28,7 +29,7 @@ def prepare() -> None:
 
         ops.FAST.clear()  # `accelerate` then replaces nothing
     if env.TINY:
-        reproduce.REDUCED |= {name: env.reduced(name) for name in ("digits", "mnist", "cifar10")}
+        REDUCED.update({name: env.reduced(name) for name in ("digits", "mnist", "cifar10")})
 
 
 def main(precision: str, name: str, settings: str, seconds: str, margin: str) -> int:

@@ -14,9 +14,9 @@ from pathlib import Path
 import cell
 import env
 
+from gnime.cells import cell_run, parser
 from gnime.paths import Paths
 from gnime.registry import find_row
-from gnime.reproduce import cell_run, parser
 
 CELLS = os.environ.get("CELLS", "mnist:lrp:0 mnist:gradcam:0 mnist:grad:0").split()
 SETTINGS = os.environ.get("SETTINGS", "predmi expmi rnd gnime ond").split()

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from gnime import reproduce
+from gnime.cells import Reduced
 from gnime.config import TARGETS, Target
 
 WORK = Path(os.environ.get("WORK", "/tmp/gnime-gpu"))
@@ -56,12 +56,12 @@ def open_device(precision: str):
     return device.open_device(gpu, "fp32" if precision == "tf32" and gpu < 0 else precision)
 
 
-def reduced(name: str) -> reproduce.Reduced:
+def reduced(name: str) -> Reduced:
     """The target for a rehearsal: it shows that everything runs, and nothing else."""
     classifier, injector, inverter = (
         replace(config, epochs=2, batch_size=min(32, config.batch_size))
         for config in (TARGETS[name].classifier, TARGETS[name].injector, TARGETS[name].inverter))
-    return reproduce.Reduced(100, classifier, injector, inverter, width=64)
+    return Reduced(100, classifier, injector, inverter, width=64)
 
 
 def targets() -> list[Target]:

@@ -1,5 +1,6 @@
 """Charts of one run, drawn from `results.json` alone."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,30 @@ def frontier_note(content: dict) -> str:
                       for name, numbers in content["settings"].items()])
 
 
-@our_style
+@dataclass(frozen=True)
+class Caption:
+    """What a frontier says beside its points: which rows are hollow and why, which one is bold, whose numbers they are."""
+
+    headline: str
+    hollow: tuple[str, ...]
+    why: str
+    bold: str | None
+    note: str  # in the file; see `figures.drawn_from`
+
+
 def frontier(path: Path, content: dict, verdict: Verdict, narrow: bool = False) -> None:
-    """Usefulness against residual leakage, a point per row with both intervals; rows of one defence are joined.
+    """The frontier of one run, with 95 % intervals over its test images."""
+    caption = Caption(headline(content), tuple(verdict.dominated), "dominated", verdict.publish, frontier_note(content))
+    draw_frontier(path, list(points(content).values()), caption, narrow)
+
+
+@our_style
+def draw_frontier(path: Path, rows: list[Point], caption: Caption, narrow: bool = False) -> None:
+    """Usefulness against residual leakage, a point per row with both spans; rows of one defence are joined.
 
     narrow: for a telephone's screen. Filled: not dominated. Hollow: dominated. Crosses: controls.
     """
-    rows = [row for row in points(content).values() if row.leak is not None and row.kept is not None]
+    rows = [row for row in rows if row.leak is not None and row.kept is not None]
     floor = min((row.kept_span[0] for row in rows if not row.control), default=0.0)
     below = [row for row in rows if row.kept < floor - 0.05]  # controls that would leave no room for the others
     rows = [row for row in rows if row not in below]
@@ -46,10 +64,10 @@ def frontier(path: Path, content: dict, verdict: Verdict, narrow: bool = False) 
             axis.plot([_inside(row.leak) for row in curve], [row.kept for row in curve], color=DEFENCES[kind].colour,
                       linewidth=1, alpha=0.6, zorder=1)
         for row in curve:
-            _point(axis, row, MARKERS[kinds.index(kind) % len(MARKERS)], row.name in verdict.dominated)
+            _point(axis, row, MARKERS[kinds.index(kind) % len(MARKERS)], row.name in caption.hollow)
     axis.axvline(0, color="black", linewidth=0.8, linestyle="--", zorder=0)
     axis.margins(0.06)
-    _labels(axis, rows, verdict.publish, 7 if narrow else 8)
+    _labels(axis, rows, caption.bold, 7 if narrow else 8)
     axis.xaxis.set_major_formatter(lambda value, _: percent(value))
     size = 7.5 if narrow else 9
     axis.set_xlabel("residual leakage to the best attacker\n(0 %: prediction alone, 100 %: undefended)", fontsize=size)
@@ -57,12 +75,12 @@ def frontier(path: Path, content: dict, verdict: Verdict, narrow: bool = False) 
     axis.tick_params(labelsize=size - 1)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.3, alpha=0.6)
-    notes = ["better: up and left. filled: not dominated; hollow: dominated; x: control"]
+    notes = [f"better: up and left. filled: not dominated; hollow: {caption.why}; x: control"]
     notes += [f"below the picture: {', '.join(f'{row.name} {row.kept:.2f}' for row in below)}"] if below else []
-    figure.suptitle(headline(content), fontsize=size, wrap=True)
+    figure.suptitle(caption.headline, fontsize=size, wrap=True)
     figure.text(0.01, -0.01, "\n".join(notes), fontsize=size - 1.5, va="top", wrap=True)
     figure.tight_layout()
-    save(figure, path, frontier_note(content))
+    save(figure, path, caption.note)
 
 
 def _inside(leak: float) -> float:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from ..config import OFFICIAL
 from ..errors import GnimeError
+from ..ownentries import OWN_KINDS
+from ..ownfiles import own_name
 from ..registry import EXPLAINERS, find_row
 from ..store import digest_of, write_text
 from . import figures
@@ -26,10 +28,13 @@ def read_result(path: Path) -> dict:
     """One run's file.
 
     Raises:
-        GnimeError: it is damaged, or no result.
+        GnimeError: it is damaged, or no result, or has objects of the user's own that are not registered.
     """
+    own = []
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
+        own = [f"--{flag} {spec}" for flag, spec in run["configuration"].get("files", ())
+               if own_name(spec) not in OWN_KINDS[flag]]
         whole = (all(isinstance(run[key], kind) for key, kind in KINDS.items()) and run["xai"] in EXPLAINERS
                  and all(run[key].keys() >= names for key, names in PARTS.items())
                  and run["configuration"]["official"] == [name for name in OFFICIAL if name in run["configuration"]["official"]]
@@ -37,6 +42,8 @@ def read_result(path: Path) -> dict:
                          for setting, numbers in run["settings"].items()))
     except (ValueError, LookupError, TypeError, AttributeError):
         whole = False
+    if own:
+        raise GnimeError(f"{path}: measured with {' '.join(own)}; give the same flags again, or another --results and --root")
     if not whole:
         raise GnimeError(f"{path}: damaged, or not a run's result; remove it and measure the run again")
     return run

@@ -52,19 +52,28 @@ def _png(picture: Tensor) -> bytes:
 
 def render(content: dict, pictures: dict[str, bytes]) -> str:
     """The page of `results.json`. pictures: name -> PNG, as `write` names them; those that are missing are left out."""
-    environment = Environment(loader=PackageLoader("gnime.report", ""), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
-    uris = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()}
     verdict, rows, published = judge(content), points(content), content["configuration"].get("published", "logits")
-    return environment.get_template("report.html.j2").render(
-        content=content, verdict=verdict, pictures=uris, kinds=KINDS,
+    return fill(
+        "report.html.j2", pictures, content=content, verdict=verdict, kinds=KINDS,
         data_alone=all(knows(name) == ("data",) for name in _used(content)), published=published,
         bound=f"bound {PUBLISHED[published]}",
-        explainer=EXPLAINERS[content["xai"]].title if content["xai"] in EXPLAINERS else content["xai"],
+        explainer=explainer_title(content),
         summary=[_summary(row, content, verdict) for row in rows.values()],
         attackers=_attackers(content).items(), attacked=_attacked(content), metrics=_metrics(content), beside=_beside(content),
         untried=_untried(content),
-        leak=_leak(content, rows), configuration=_configuration(content))
+        leak=_leak(content, rows), configuration=configuration(content))
+
+
+def fill(template: str, pictures: dict[str, bytes], **values: object) -> str:
+    """A page: the template with these values. pictures: name -> PNG, which the page contains."""
+    environment = Environment(loader=PackageLoader("gnime.report", ""), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)
+    uris = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()}
+    return environment.get_template(template).render(pictures=uris, **values)
+
+
+def explainer_title(content: dict) -> str:
+    return EXPLAINERS[content["xai"]].title if content["xai"] in EXPLAINERS else content["xai"]
 
 
 def _summary(row: Point, content: dict, verdict: Verdict) -> dict:
@@ -73,7 +82,7 @@ def _summary(row: Point, content: dict, verdict: Verdict) -> dict:
     span = numbers.get(f"{RESIDUAL}_interval")
     exposed = numbers.get(f"{RESIDUAL}_exposed")
     return {
-        "row": row.name, "title": row.title, "judged": _judged(row, verdict),
+        "row": row.name, "title": row.title, "judged": judged(row, verdict),
         "residual leakage": "-" if row.leak is None else percent(row.leak) + (f" {percents(span)}" if span else ""),
         "beside": f"{row.beside[0]}: {percent(row.beside[1])} {percents(row.beside[2])}" if row.beside else "",
         "decisive attacker": row.attacker,
@@ -88,7 +97,7 @@ def _span_of(numbers: dict, metric: str, form: str) -> str:
     return " [{}, {}]".format(*(format(end, form) for end in span)) if span else ""
 
 
-def _judged(row: Point, verdict: Verdict) -> str:
+def judged(row: Point, verdict: Verdict) -> str:
     """One word or two for the table."""
     if row.name == verdict.publish:
         return "publish"
@@ -165,7 +174,7 @@ def _leak(content: dict, rows: dict[str, Point]) -> dict | None:
             "leaks": undefended < without, "attacker": rows["expmi"].attacker}
 
 
-def _configuration(content: dict) -> list[tuple[str, str]]:
+def configuration(content: dict) -> list[tuple[str, str]]:
     """What decides the numbers, beside the commands."""
     n, hardware = content["n"], content["hardware"]
     trained = [(f"training of the {kind}",

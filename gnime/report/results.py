@@ -37,7 +37,7 @@ def usefulness_table(results: dict[str, Result], references: dict[str, dict]) ->
 
 def _metrics(lines: dict[str, dict], metrics: list[str]) -> str:
     columns = {name: COLUMNS[name] for name in metrics}
-    return _aligned(["setting", *(heading for heading, _ in columns.values())], [
+    return aligned(["setting", *(heading for heading, _ in columns.values())], [
         [name, *(_number(numbers.get(column), form) for column, (_, form) in columns.items())]
         for name, numbers in lines.items()])
 
@@ -52,7 +52,7 @@ def verdict_table(results: dict[str, Result]) -> str:
                       _share(numbers[RESIDUAL], interval), "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
                       _number(numbers.get(f"{RESIDUAL}_exposed"), ".1%"),
                       f"{sum(result.costs.values()):.0f} s"])
-    return _aligned(["setting", "best attacker", "MSE", "SSIM", "MSE, best per image", "residual leakage", "95 % (test images)",
+    return aligned(["setting", "best attacker", "MSE", "SSIM", "MSE, best per image", "residual leakage", "95 % (test images)",
                      "most exposed 5 %", "cost"], lines)
 
 
@@ -68,7 +68,7 @@ def beside_table(results: dict[str, Result]) -> list[str]:
                           _number(numbers.get(f"best_{RESIDUAL}"), ".1%")])
     head = ["setting", "attacker", "images", "MSE", "the best's", "residual leakage", "95 % (test images)", "the best's"]
     title = "attackers that know more than the data, beside the best that does not:"
-    return [title, _aligned(head, lines), ""] if lines else []
+    return [title, aligned(head, lines), ""] if lines else []
 
 
 def single_answers(results: dict[str, Result]) -> list[str]:
@@ -92,7 +92,7 @@ def _share(residual: float | None, interval: list[float] | None) -> str:
     return "not converged" if residual is not None and not is_possible(residual, interval) else _number(residual, ".1%")
 
 
-def _aligned(head: list[str], lines: list[list[str]]) -> str:
+def aligned(head: list[str], lines: list[list[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) if i else cell.ljust(width)
                                for i, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in (head, *lines))
@@ -147,7 +147,7 @@ def _commands(run: Run, networks: dict) -> list[str]:
     return made
 
 
-def _portable(run: Run) -> Run:
+def portable(run: Run) -> Run:
     """The run with the last part of absolute paths: a result names no place of one machine."""
     def last(path: str | Path) -> Path:
         return Path(Path(path).name) if Path(path).is_absolute() else Path(path)
@@ -177,7 +177,7 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
     the images; see `examples.choose`.
     """
     data, device = experiment.data, experiment.device
-    run = replace(_portable(experiment.run), drop_duplicates=data.dropped)
+    run = replace(portable(experiment.run), drop_duplicates=data.dropped)
     networks = networks_of(experiment, results)
     content = {
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
