@@ -50,7 +50,7 @@ def deepsim_of(squared: float, n: int) -> float:
     return math.exp(-math.sqrt(squared) / n)
 
 
-NEAR = 0.02  # a map that says nothing costs an attacker who reads it a little: -0.6 % for class means of 3,000 MNIST images [G]
+NEAR = 0.02  # a map that says nothing costs its attacker a little: -0.6 % for class means of 3,000 images of MNIST [G]
 CHANCE = 0.12  # residual leakage, which some hundred test images cannot tell from 0 [G]
 LEAST_LEAK = 1 / 255**2 / 12  # MSE: the error of rounding to grey levels; shares of a smaller leak mean nothing
 
