@@ -102,6 +102,13 @@ def test_the_sentence():
     assert "without the row predmi" in judge(unknown).sentence
 
 
+def test_a_leak_that_is_told_as_0_is_none():
+    for low, safe in ((0.004, True), (0.006, False)):
+        given = content(prototypes_16=(0.02, 0.9), gnime=(0.4, 0.95))
+        given["settings"]["prototypes-16"]["residual_leakage_interval"] = [low, 0.04]
+        assert (judge(given).publish == "prototypes-16") == safe
+
+
 def test_what_is_dominated():
     """Better in one beyond both intervals, and no worse in the other beyond them; controls and the undefended row stay out."""
     found = judge(content(rnd=(0.60, 0.90), gnime=(0.40, 0.84), cond_mean=(0.02, 0.95), prototypes_4=(0.05, 0.945),

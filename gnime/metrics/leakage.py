@@ -51,6 +51,7 @@ def deepsim_of(squared: float, n: int) -> float:
 
 
 NEAR = 0.02  # a map that says nothing costs its attacker a little: -0.6 % for class means of 3,000 images of MNIST [G]
+NOTHING = 0.005  # residual leakage that is told as 0 %
 CHANCE = 0.12  # residual leakage, which some hundred test images cannot tell from 0 [G]
 LEAST_LEAK = 1 / 255**2 / 12  # MSE: the error of rounding to grey levels; shares of a smaller leak mean nothing
 
@@ -65,7 +66,8 @@ def residual_leakage(row: float, predmi: float, expmi: float) -> float | None:
 
 
 def is_possible(residual: float | None, interval: Sequence[float] | None) -> bool:
-    """Whether a residual leakage is from 0 to 1, or its interval reaches there, to `NEAR`. Else attackers have not converged."""
+    """Whether a residual leakage is from 0 to 1, or its interval reaches there, within `NEAR`. If not, attackers have
+    not converged."""
     if residual is None:
         return False
     low, high = interval or (residual, residual)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..config import PUBLISHED
-from ..metrics.leakage import CHANCE, is_possible
+from ..metrics.leakage import CHANCE, NOTHING, is_possible
 from ..registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, USEFULNESS, find_row, injector_row
 
 Interval = tuple[float, float]
@@ -58,7 +58,7 @@ class Point:
         """Whether no attacker found more in its maps than in the prediction: all intervals of its leak reach 0, and no leak is
         larger than what chance makes. Wide intervals of few images prove nothing."""
         leaks = [self.leak, *([self.beside[1]] if self.beside else [])]
-        return self.sound and (self.bits == 0 or all(low <= 0 for low, _ in self.spans) and max(leaks) <= CHANCE)
+        return self.sound and (self.bits == 0 or all(low < NOTHING for low, _ in self.spans) and max(leaks) <= CHANCE)
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def _worse(rows: dict[str, Point], dominated: dict[str, list[str]], publish: str
                 f"{row.name}: {_leaks(row)}. {other.name} leaks no more{told} ({percent(other.leak)} "
                 f"{percents(other.leak_span)}) and keeps no less ({other.kept:.2f} against {row.kept:.2f}): "
                 f"take {other.name}")))
-        elif row.bits != 0 and any(low > 0 for low, _ in row.spans):
+        elif row.bits != 0 and any(low >= NOTHING for low, _ in row.spans):
             advice.append(Advice((row.name,), "unsafe", f"{row.name}: {_leaks(row)}: {_instead(row, publish)}"))
     return advice
 
