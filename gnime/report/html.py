@@ -14,6 +14,7 @@ from ..registry import ATTACKERS, EXPLAINERS, METRICS, RESIDUAL, ROWS, find_row
 from ..store import write_text
 from . import charts
 from .examples import Example
+from .results import not_measured
 from .verdict import KINDS, Point, Verdict, attacker_title, bits, judge, knows, percent, percents, points
 
 KNOWLEDGE = {"data": "other images of the same kind, with the service's answers to them", "victim": "the victim's weights",
@@ -57,7 +58,8 @@ def render(content: dict, pictures: dict[str, bytes]) -> str:
         "report.html.j2", pictures, content=content, verdict=verdict, kinds=KINDS,
         data_alone=all(knows(name) == ("data",) for name in _used(content)), published=published,
         bound=f"bound {PUBLISHED[published]}",
-        explainer=explainer_title(content),
+        explainer=explainer_title(content), record=content.get("record"),
+        not_measured=not_measured(content.get("record", {}).get("lacking", {})),
         summary=[_summary(row, content, verdict) for row in rows.values()],
         attackers=_attackers(content).items(), attacked=_attacked(content), metrics=_metrics(content), beside=_beside(content),
         untried=_untried(content),
