@@ -144,7 +144,7 @@ class Folder:
         return [str(i) for i in range(self.predictions.classes if record else int(self.labels.max(initial=0)) + 1)]
 
     def known_or_predicted(self) -> np.ndarray:
-        """(N,) int64: the labels, or the predicted classes where they are not known."""
+        """(N,) int64: the labels, or the predicted classes of a record where they are not known."""
         if self.labels is not None:
             return self.labels
         rows = slices(range(len(self.images)), CHUNK)

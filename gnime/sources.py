@@ -136,8 +136,9 @@ def _resized(images: torch.Tensor, size: int) -> Callable[[Sequence[int]], np.nd
 def _arrays(run: Run) -> Source:
     folder, size = records.Folder(run.datasets / run.target.folder), run.target.size
     folder.check_images()
-    return Source(folder.known_or_predicted(), folder.classes, lambda indices: folder.read_images(indices, size),
-                  _of_arrays(folder), labelled=folder.labels is not None)
+    printed = _of_arrays(folder)
+    return Source(folder.known_or_predicted(), folder.classes, lambda indices: folder.read_images(indices, size), printed,
+                  labelled=folder.labels is not None)
 
 
 def _pictures(run: Run) -> Source:
