@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import hickle
 import numpy as np
@@ -405,6 +406,27 @@ def test_predictions_in_another_order_than_labels_are_told(arrays, tmp_path, cap
         half = run.data.labels[run.data.splits.attacker.start :]
         expected = (run.predictions[run.data.splits.attacker.start :].argmax(1) == half).mean()
         assert f"accuracy      {expected:.3f} on the attacker's half" in out and ("near chance" in err) is told
+
+
+# --- docs/records.md -------------------------------------------------------------------------------------------------
+
+
+def test_the_record_of_the_docs(tmp_path, monkeypatch):
+    """Against scikit-learn's own numbers: a map's terms, with the intercept, are the decision of its class."""
+    text = (Path(__file__).parent.parent / "docs/records.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    exec(re.search(r"`record.py`:\n\n```python\n(.*?)```", text, re.DOTALL)[1], made)
+    command = re.search(r"python prepare.py (.*)", text)[1].split()
+    run = Recorded(resolve("prepare", [*command, "--gpu", "-1"]))
+    assert run.published == "probabilities" and run.data.images.shape == (1797, 1, 16, 16) and run.warnings == []
+    order = permutation(1797, 0, "shuffle").numpy()
+    service, pixels = made["service"], made["pixels"][order]
+    np.testing.assert_allclose(run.predictions, service.predict_proba(pixels), atol=1e-6)
+    terms, best = made["maps"][order], service.decision_function(pixels).argmax(1)
+    np.testing.assert_allclose(terms.sum(1) + service.intercept_[best], service.decision_function(pixels).max(1), atol=1e-9)
+    low, high = np.abs(terms).min(1, keepdims=True), np.abs(terms).max(1, keepdims=True)
+    np.testing.assert_allclose(run.explanations.rows.reshape(1797, -1), (np.abs(terms) - low) / (high - low), atol=1e-6)
 
 
 # --- the same folder without predictions -----------------------------------------------------------------------------
