@@ -250,6 +250,8 @@ def evaluate_row(experiment: Experiment, row: Row) -> Result:
 def _attack_beside(experiment: Experiment, row: Row, attacker: str, shown: AttackerData,
                    best: Reconstruct) -> dict[str, tuple[dict, Tensor]]:
     """Of each trial of an attacker that knows more than the data, its numbers and squared errors per image."""
+    if "victim" in ATTACKERS[attacker].knows and "victim" in experiment.lacking:
+        raise NotApplicable(f"it needs the victim: {experiment.lacking['victim']}")
     found = {}
     for trial in ATTACKERS[attacker].load()(experiment, row, shown, best):
         measured = measure(experiment, trial.reconstruct, trial.shown, VERDICT_METRICS)

@@ -326,6 +326,27 @@ def test_damaged_files(damage, line, arrays, tmp_path, scripts):
     assert code == 1 and re.search(f"predictions.npy: .*{line}", found), found
 
 
+def test_damaged_headers_are_told_in_one_line(arrays, tmp_path):
+    """Digits of shapes and types changed by chance: the file is refused in one line, or is what its header says."""
+    service, chance, refused = save(tmp_path, **arrays) / "service", np.random.default_rng(5), 0
+    whole = {path: path.read_bytes() for path in service.iterdir()}
+    for path, content in list(whole.items()) * 30:
+        damaged = bytearray(content)
+        for i in chance.choice(np.flatnonzero(np.isin(list(content[10:128]), list(b"0123456789"))) + 10, 2):
+            damaged[i] = chance.choice(list(b"0123456789"))
+        path.write_bytes(damaged)
+        folder = Folder(service)
+        try:
+            folder.check_images()
+            folder.check_maps("ig")
+            assert len(folder.labels) == len(folder.predictions[:]) == len(folder.images) == len(folder.maps("ig"))
+        except GnimeError as error:
+            refused += 1
+            assert str(service) in str(error) and "\n" not in str(error)
+        path.write_bytes(content)
+    assert 30 < refused < 120
+
+
 @pytest.mark.parametrize(("more", "line"), [
     (["--victim", f"{__file__}:Killed"], "argument --victim: .*service's record .*without a model"),
     (["--xai", f"{__file__}:Killed"], "argument --xai: the maps of a record are in .*explanations_NAME.npy; give that NAME; "),

@@ -73,9 +73,7 @@ def answer_of(experiment: Experiment, row: Row) -> Answer:
     Raises:
         NotApplicable: see `white_box`; the function raises it too.
     """
-    if "victim" in experiment.lacking:
-        raise NotApplicable(f"it needs the victim: {experiment.lacking['victim']}")
-    victim, form = experiment.victim.network, experiment.published
+    victim, form = experiment.victim.network, experiment.run.published
     if row.defence is None:
         return lambda images: (None, publish(victim(images), form))
     explain, pool = explainer(experiment.run)
