@@ -66,7 +66,8 @@ class Recorded(Experiment):
     @property
     def about(self) -> dict:
         form = self._recorded.record["form"]
-        return {"record": {"predictions": form, "labelled": self.data.labelled, "lacking": self.lacking}}
+        return {"record": {"predictions": form, "published": self.published, "labelled": self.data.labelled,
+                           "lacking": self.lacking}}
 
     @property
     def published(self) -> str:

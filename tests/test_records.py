@@ -21,7 +21,8 @@ from gnime.networks import rebuild
 from gnime.protected import Protected
 from gnime.recorded import Recorded, open_run
 from gnime.records import Folder, Predictions
-from gnime.report import html
+from gnime.report import html, seeds
+from gnime.report.docs import read_result
 from gnime.sources import open_source
 from gnime.system import permutation
 
@@ -67,7 +68,7 @@ def audited(arrays, tmp_path_factory):
     datasets, root = save(folder, **arrays | {"labels": None}), folder / "root"
     trained = "--epochs", 2, "--lr", 1e-3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_draw", lambda *_: None)
+        patch.setattr(pipeline, "draw", lambda *_: None)
         assert main("prepare", flags(datasets, root)) == 0
         assert main("train", flags(datasets, root, *trained, "--batch-size", 64, "--weight", 300)) == 0
         assert main("eval", flags(datasets, root, *trained, "--batch-size", 32, "--settings", "predmi", "expmi", "gnime@300",
@@ -116,6 +117,9 @@ def test_nothing_of_a_victim_is_made_or_measured(audited, small_root):
     assert "This is the audit of a record" in page and "This is the audit of a record" not in html.render(other, {})
     assert "Not measured: accuracy, DeePSiM, deletion, insertion, because a record has no victim" in page
     assert "Not measured: TCA, because the record has no labels" in page
+    assert "with its prediction (logits)" in page and "For each seed the split, the victim" in seeds.render([other], {})
+    assert "Every seed has the service's record" in seeds.render([content], {})
+    assert read_result(root / "figures/service_ig/results.json")["record"]["predictions"] == "logits"
     classes = [line.split(",")[1] for line in (root / "figures/service_ig/per_image.csv").read_text().splitlines()[1:]]
     test = Recorded(resolve("eval", flags(datasets, root))).predictions[-len(classes) :]
     assert classes == [f"predicted {label}" for label in test.argmax(1)]

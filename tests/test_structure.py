@@ -15,7 +15,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors", "npy", "ownfiles", "regular", "threads", "products", "_commit"},
     {"config", "registry", "entries", "streams", "ownentries", "flagtypes", "paths", "targets"},
-    {"system"}, {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
+    {"system"}, {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"},
+    {"models", "explainers", "metrics"}, {"ops"},
     {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "records", "sources"}, {"making"},
     {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences", "victims", "authors"},
     {"experiment"}, {"recorded"}, {"attackers"}, {"evaluate"}, {"references"}, {"comparison"},

@@ -191,14 +191,11 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
     data, device = experiment.data, experiment.device
     run = replace(portable(experiment.run), drop_duplicates=data.dropped)
     networks = networks_of(experiment, results)
-    configuration = _as_trained(run.describe(), networks)
-    if experiment.published != run.published:
-        configuration["published"] = experiment.published
     content = {
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
         "source": data.source,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
-        "configuration": configuration, "precision": device.precision,
+        "configuration": _as_trained(run.describe(), networks), "precision": device.precision,
         "command": run.command("eval"), "commands": _commands(run, networks),
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
                             "answers": 1 if find_row(name).draws else None, **result.numbers}
