@@ -130,7 +130,7 @@ def difference(result: dict, options: argparse.Namespace, cell: Cell) -> str:
     wanted = json.loads(json.dumps(portable(run).describe()))
     for script, kind in (("prepare", "classifier"), ("train", "injector")):
         wanted["stages"][kind] = json.loads(json.dumps(cell_run(script, options, cell).describe()["stages"][kind]))
-    if run.victim:  # trained elsewhere: no classifier of this run but the evaluation classifier
+    if run.victim or run.record:  # trained elsewhere: no classifier of this run but the evaluation classifier
         found["stages"] = found["stages"] | {"classifier": wanted["stages"]["classifier"]}
     if not any(find_row(name).needs_injector for name in result["settings"]):
         found["stages"] = found["stages"] | {"injector": wanted["stages"]["injector"]}

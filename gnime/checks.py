@@ -1,16 +1,19 @@
 """Questions that the data and the victim must answer before their numbers mean anything."""
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .batches import CHUNK, Rows, iter_batches, slices
 from .data import Data
 from .device import Device
 from .duplicates import count_across, find_copies
 from .errors import printable
+from .system import permutation
 
 BURST = 1.5  # an injector's last distortion, in medians of the second half of its epochs
 HARDLY = 1 / 255  # standard deviation over images, averaged over pixels: a grey level
+COMPARED, ORDERS = 300, 199  # rows and random orders of `unrelated`: related answers pass, others do with a chance of 1 / 200
 
 
 def warnings_about_images(data: Data) -> list[str]:
@@ -34,6 +37,26 @@ def warnings_about_training(name: str, history: list) -> list[str]:
     ratio = distortion[-1] / np.median(distortion)
     return [f"{name}: its training was not steady at its end: the last epoch's distortion is {ratio:.1f} times the median of "
             "the second half of the epochs, so another number of epochs gives other results"] if ratio > BURST else []
+
+
+def unrelated(images: Rows, answers: Rows) -> bool:
+    """Whether images that are alike have answers no more alike than in any of `ORDERS` random orders (Mantel, 1967).
+
+    At most `COMPARED` rows. False where all answers are the same.
+    """
+    rows = np.arange(0, len(images), -(-len(images) // COMPARED))
+    one, other = (_distances(array[rows]) for array in (images, answers))
+    if not other.any():
+        return False
+    orders = (permutation(len(rows), 0, "order", i) for i in range(ORDERS))
+    return bool((one * other).sum() <= max((one * other[order][:, order]).sum() for order in orders))
+
+
+def _distances(rows: Rows) -> Tensor:
+    """Between all pairs of rows, less their mean; of a row and itself 0."""
+    flat = torch.from_numpy(np.asarray(rows, np.float32)).flatten(1)
+    found, apart = torch.cdist(flat, flat).double(), ~torch.eye(len(flat), dtype=torch.bool)
+    return torch.where(apart, found - found[apart].mean(), 0)
 
 
 def _copies(data: Data) -> list[str]:

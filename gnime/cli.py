@@ -8,13 +8,14 @@ from operator import attrgetter
 from pathlib import Path
 
 from . import __version__
-from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, Target, program, target
+from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, Target, program
 from .errors import GnimeError, fixable
-from .flagtypes import at_least, name_or_file, own_file, rate, row_or_file, side, target_name, weight, width
+from .flagtypes import at_least, maps_name, name_or_file, own_file, rate, row_or_file, side, target_name, weight, width
 from .ownentries import register
 from .ownfiles import is_own, own_name
 from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, DEFENCES, EXPLAINERS, KNOWN, ROWS, injector_row
 from .streams import open_standard_streams, tell
+from .targets import find_target
 from .threads import configure_threads
 
 ABOUT = {
@@ -84,15 +85,15 @@ def add_target(flags: argparse._ActionsContainer, *several: str) -> None:
     """Adds `--target`, or `--targets` where there are defaults for `several`."""
     kind = {"nargs": "+", "default": list(several)} if several else {"default": "digits"}
     flags.add_argument("--targets" if several else "--target", type=target_name, metavar="NAME", **kind,
-                       help=f"{', '.join(TARGETS)}, or any folder of class folders in --datasets "
+                       help=f"{', '.join(TARGETS)}, or any folder of class folders or of arrays in --datasets "
                             f"(default: {' '.join(several) or 'digits'})")
 
 
 def add_xai(flags: argparse._ActionsContainer, *several: str) -> None:
     """Adds `--xai`, which takes a name in `EXPLAINERS` or FILE.py:NAME, and several where there are defaults for `several`."""
     kind = {"nargs": "+", "default": list(several)} if several else {"default": "lrp"}
-    flags.add_argument("--xai", type=name_or_file(EXPLAINERS), metavar="XAI", **kind,
-                       help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME of your own "
+    flags.add_argument("--xai", type=maps_name, metavar="XAI", **kind,
+                       help=f"explainer: {', '.join(EXPLAINERS)}, FILE.py:NAME of your own, or the name of a record's maps "
                             f"(default: {' '.join(several) or 'lrp'})")
 
 
@@ -101,7 +102,8 @@ def add_data(flags: argparse._ActionsContainer) -> None:
     flags.add_argument("--victim", type=own_file, metavar="FILE.py:NAME",
                        help="your own function that returns the model, in place of the paper's classifier; it is not trained")
     flags.add_argument("--scale", choices=("absolute", "signed"), default="absolute",
-                       help="of your own explainer's maps: their absolute value is shown, as in the paper, or the sign is kept")
+                       help="of maps by your own explainer or of a record: their absolute value is shown, as in the paper, or "
+                            "the sign is kept")
     flags.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
     flags.add_argument("--image-size", type=side, metavar="S",
                        help="side of the images, from {} to {}, of a folder target or with --victim (default: 128)".format(
@@ -202,14 +204,15 @@ def run_of(script: str, given: argparse.Namespace, flags: Parser, record: Target
     for flag, path in (("--root", given.root), ("--datasets", given.datasets)):
         if "\0" in str(path):
             flags.error(f"argument {flag}: a path cannot contain a null character")
-    record = record or target(given.target, given.image_size)
+    found = find_target(flags, given)
+    record = record or found
     if given.width:
         record = replace(record, width=given.width)
     if record.width < 1 << (record.size - 1).bit_length():  # at the next power of two a network has a channel or more
         flags.error(f"argument --width: {record.width}: images of side {record.size} need at least {record.size}")
     rows, asked = ([*dict.fromkeys(getattr(given, flag, ()))] for flag in ("settings", "attackers"))
     files = own_files(flags, {"xai": [given.xai], "settings": rows, "attackers": asked})
-    if given.scale != "absolute" and not is_own(given.xai):
+    if given.scale != "absolute" and not is_own(given.xai) and record.source != "record":
         flags.error(f"argument --scale: the maps of {given.xai} have no sign; the flag is for an explainer of your own")
     rows, attackers = tuple(map(own_name, rows)), tuple(map(own_name, asked))
     return Run(script, record, own_name(given.xai), given.root, given.datasets, given.seed,

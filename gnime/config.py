@@ -4,6 +4,7 @@ Imports the standard library only, so that `--help` is fast.
 Sources: [P] Jeong et al., NeurIPS 2022; [R] the authors' TensorFlow release; [G] our choice.
 """
 
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +45,7 @@ class Target:
         features: the layer that DeePSiM compares, "pool" (the flattened last pooling) or "hidden".
         inversion_weight: a in the injector's loss D - a V.
         width: of inverters and injector.
-        source: "mnist", "cifar10", "digits" or "folder"; see `sources.open_source`.
+        source: "mnist", "cifar10", "digits", "folder", or "arrays" and "record" of .npy files; see `sources.open_source`.
         folder: name of the folder in --datasets.
         gradcam_pool: number of images over which the authors' release averages Grad-CAM's channel weights [R].
     """
@@ -108,6 +109,7 @@ PUBLISHED = {
 # Channels that an inverter needs at the side of the images; it has width / side. On 1,000 digits, 1, 2, 4 and 8 of them gave an
 # MSE of .012, .005, .005 and .002 after 80 epochs [G]
 CHANNELS = 8
+IMAGES, LABELS, PREDICTIONS = "images.npy", "labels.npy", "predictions.npy"  # of a folder of arrays
 IMAGE_SIZES = (16, 512)  # smallest and largest side; `models.inversion.bring` says how a side meets the networks
 
 
@@ -115,6 +117,18 @@ def target(name: str, image_size: int | None = None) -> Target:
     """The record of `name` in `TARGETS`. Any other name is a folder of class folders, with the networks of celeba."""
     record = TARGETS.get(name) or replace(_CELEBA, name=name, folder=name)
     return replace(record, size=image_size) if image_size else record
+
+
+def arrays_in(folder: Path) -> str:
+    """The source that the .npy files in a folder are: "record" where a service's predictions are among them, "arrays" where
+    there are images; empty where there are neither."""
+    kinds = {PREDICTIONS: "record", IMAGES: "arrays"}
+    return next((kind for name, kind in kinds.items() if os.path.lexists(folder / name)), "")
+
+
+def maps_file(folder: Path, xai: str) -> Path:
+    """A record's maps."""
+    return folder / f"explanations_{xai}.npy"
 
 
 def official_config(config: TrainConfig, target_name: str, network: str) -> TrainConfig:
@@ -164,8 +178,13 @@ class Run:
     lr: float | None = None
     weights: tuple[float, ...] = ()  # of the inversion loss, of train.py: one injector each; empty: the target's alone
     victim: str = ""  # FILE.py:NAME of a model of the user's own; empty: the paper's classifier, which prepare.py trains
-    scale: str = "absolute"  # "absolute" or "signed", of the maps of an explainer of the user's own
+    scale: str = "absolute"  # "absolute" or "signed", of maps by an explainer of the user's own, or of a record
     files: tuple[tuple[str, str], ...] = ()  # other objects of the user's own; see ownentries.register
+
+    @property
+    def record(self) -> bool:
+        """Whether a service's record is audited. It has predictions and maps, so there is no victim and no explainer."""
+        return self.target.source == "record"
 
     @property
     def published_part(self) -> str:

@@ -59,6 +59,7 @@ class Data:
         source: the fingerprint of what they were made of (see `sources.fingerprint`); None where it is not known.
         shuffled: whether GNIME shuffled the rows. One's own arrays are used in the order that they have.
         labels_digest: of the file of one's own labels; of GNIME's, which belong to the images, None.
+        labelled: whether the labels are known. Those of a record without labels are the predicted classes.
         dropped: which copies of pictures were left out; see `Run.drop_duplicates`.
     """
 
@@ -70,6 +71,7 @@ class Data:
     source: dict | None = None
     shuffled: bool = True
     labels_digest: str | None = None
+    labelled: bool = True
     dropped: str | None = None
 
     @property
@@ -111,9 +113,10 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
                 warn(f"{array.path} has no record of how it was made; it is used as it is")
         if source is None:
             _check_source(run, paths, record.get("source"))
+    own = labels.record is None or run.target.source in ("arrays", "record")  # then other labels may belong to the same images
     classes = record.get("classes") or [str(i) for i in range(int(labels.rows.max()) + 1)]
     return Data(images.rows, np.array(labels.rows, np.int64), classes, images.digest, splits, record.get("source"),
-                labels.record is not None, labels.digest if labels.record is None else None,
+                labels.record is not None, labels.digest if own else None, record.get("labelled", True),
                 (images.record or {}).get("drop_duplicates"))
 
 
@@ -150,7 +153,7 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
     if labels.rows.min() < 0 or labels.rows.max() >= MAXIMUM_CLASSES:
         raise GnimeError(f"{labels.path}: labels from {labels.rows.min()} to {labels.rows.max()}; classes are numbered from 0 "
                          f"to {MAXIMUM_CLASSES - 1} at most")
-    if labels.rows.min() == labels.rows.max():
+    if labels.rows.min() == labels.rows.max() and (labels.record or {}).get("labelled", True):
         raise GnimeError(f"{labels.path}: every image is of class {labels.rows.min()}; at least two classes are needed")
     in_range = images.rows.dtype.kind == "f" and 0 <= images.rows.min() <= images.rows.max() <= 1
     if images.rows.dtype != np.uint8 and not in_range:
@@ -207,7 +210,8 @@ def _check_source(run: Run, paths: Paths, recorded: dict | None) -> None:
     if now and now != recorded:
         what = [f"{one['images']} images in {one['classes']} classes" for one in (recorded, now)]
         if what[0] == what[1]:
-            what[1] = "as many under other names or of other sizes"
+            arrays_too = run.target.source in ("arrays", "record")
+            what[1] = "as many in other files" if arrays_too else "as many under other names or of other sizes"
         raise GnimeError(f"{paths.images}: made of {what[0]}; {run.datasets} now has {what[1]}; give the --datasets that it "
                          f"was made of, or choose another --root for these")
 

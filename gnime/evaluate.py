@@ -137,19 +137,19 @@ class _Batch:
 
     def __init__(self, experiment: Experiment, rows: list, reconstruction: Tensor):
         self.protected, self.clean, self.prediction, self.image, self.label = rows
-        self.image, self.reconstruction = self.image.contiguous(), reconstruction
-        self.victim, self._evaluation = experiment.victim.network, experiment.evaluation_classifier.network
+        self.image, self.reconstruction, self._experiment = self.image.contiguous(), reconstruction, experiment
 
+    victim = property(lambda self: self._experiment.victim.network)
     victim_logits = cached_property(lambda self: self.victim(self.reconstruction))
-    evaluation_logits = cached_property(lambda self: self._evaluation(self.reconstruction))
+    evaluation_logits = cached_property(lambda self: self._experiment.evaluation_classifier.network(self.reconstruction))
     image_features = cached_property(lambda self: features(self.victim, self.image))
     reconstruction_features = cached_property(lambda self: features(self.victim, self.reconstruction))
 
 
 def measure(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerData, names: Iterable[str]) -> Measured:
-    """These metrics of the reconstructions of the test set. Always in 32-bit arithmetic."""
-    metrics = {name: METRICS[name] for name in names
-               if shown.explanations is not None or "protected" not in METRICS[name].takes}
+    """Those of these metrics for which there is everything that they take. Of the test set, always in 32-bit arithmetic."""
+    missing = {*experiment.lacking, *(() if shown.explanations is not None else ("protected",))}
+    metrics = {name: METRICS[name] for name in names if not missing & {*METRICS[name].takes}}
     functions = {name: metric.load() for name, metric in metrics.items()}
     per_image: dict[str, Tensor] = {}
     pictures, maps, test = [], [], shown.test
@@ -250,6 +250,8 @@ def evaluate_row(experiment: Experiment, row: Row) -> Result:
 def _attack_beside(experiment: Experiment, row: Row, attacker: str, shown: AttackerData,
                    best: Reconstruct) -> dict[str, tuple[dict, Tensor]]:
     """Of each trial of an attacker that knows more than the data, its numbers and squared errors per image."""
+    if "victim" in ATTACKERS[attacker].knows and "victim" in experiment.lacking:
+        raise NotApplicable(f"it needs the victim: {experiment.lacking['victim']}")
     found = {}
     for trial in ATTACKERS[attacker].load()(experiment, row, shown, best):
         measured = measure(experiment, trial.reconstruct, trial.shown, VERDICT_METRICS)

@@ -30,7 +30,7 @@ from .training import TrainingTask, cross_entropy, fit, mean_squared_error
 
 
 class Experiment:
-    """One run of a script: configuration, device, places, and its data, networks and maps.
+    """One run of a script: configuration, device, places, and its data, networks and maps. `recorded.open_run` makes it.
 
     Attributes:
         run, device, paths: the resolved command line, the device, the places of artifacts.
@@ -53,6 +53,12 @@ class Experiment:
         return other
 
     _prepares = property(lambda self: self.run.script == "prepare")
+    lacking: dict[str, str] = {}  # inputs of metrics (see `entries.Metric`) that the run does not have, and why
+    about: dict = {}  # what `results.json` says of the service beside its networks
+    published = property(lambda self: self.run.published)  # the form of the predictions, a name in `config.PUBLISHED`
+    answers_digest = property(lambda self: self.victim.digest)  # of what decides the service's answers
+    classifiers = property(lambda self: {"victim": self.victim, "evaluation": self.evaluation_classifier})
+    warnings = property(lambda self: checks.warnings_about_images(self.data))  # what a reader must know of the data
 
     @cached_property
     def data(self) -> Data:
@@ -65,23 +71,16 @@ class Experiment:
         self.device.barrier()
         return data.load_images(self.run, self.paths, quiet=True)
 
-    @cached_property
-    def images(self) -> Rows:
-        """(n, C, S, S) uint8, on the device where they fit."""
-        return cache_on_device(self.data.images, self.device.torch)
-
-    @cached_property
-    def labels(self) -> Rows:
-        return cache_on_device(self.data.labels, self.device.torch)
+    # (n, C, S, S) uint8 and (n,), on the device where they fit
+    images = cached_property(lambda self: cache_on_device(self.data.images, self.device.torch))
+    labels = cached_property(lambda self: cache_on_device(self.data.labels, self.device.torch))
 
     @cached_property
     def victim(self) -> TrainedModel:
         own = self.run.victim and victims.load_victim(self.run, self.device, lambda: self.data.classes)
         return own or self._classifier("victim", self.paths.victim)
 
-    @cached_property
-    def evaluation_classifier(self) -> TrainedModel:
-        return self._classifier("evaluation", self.paths.evaluation)
+    evaluation_classifier = cached_property(lambda self: self._classifier("evaluation", self.paths.evaluation))
 
     @cached_property
     def explanations(self) -> arrays.Array:
@@ -183,13 +182,13 @@ class Experiment:
 
     def _defence_identity(self, kind: str) -> dict:
         return {"kind": kind, "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
-                "images": self.data.digest, "victim": self.victim.digest, "explanations": self.explanations.digest,
+                "images": self.data.digest, "victim": self.answers_digest, "explanations": self.explanations.digest,
                 **self.run.published_identity}
 
     def identity(self, row: Row) -> dict:
         """The plain data that decides what a row's attackers see."""
         identity = {"kind": "inverter", "target": self.run.target.name, "images": self.data.digest,
-                    "victim": self.victim.digest, "row": [row.name, *row.identity()]} | self.run.published_identity
+                    "victim": self.answers_digest, "row": [row.name, *row.identity()]} | self.run.published_identity
         if row.defence is not None:
             identity |= {"xai": self.run.xai, "explanations": self.explanations.digest}
         if row.needs_injector:

@@ -200,11 +200,11 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
         _check_order(maps, task, device)
     else:
         require(path, maps.record, task.identity())
-    _tell_sides(run.target.size, shape[2])
+    tell_sides(run.target.size, shape[2])
     return maps
 
 
-def _tell_sides(image: int, explanation: int) -> None:
+def tell_sides(image: int, explanation: int) -> None:
     """Tells at which sides the networks work, where those of images and maps are no powers of two."""
     for what, side in (("images", image), ("maps", explanation)):
         if working_side(side) != side:

@@ -9,9 +9,9 @@ from pathlib import Path
 from .cli import Formatter, Parser, add_published, guarded, own_files
 from .config import TARGETS, Run, target
 from .errors import GnimeError, UsageError
-from .flagtypes import name_or_file, own_file, row_name, target_name
+from .flagtypes import maps_name, own_file, row_name, target_name
 from .ownentries import register
-from .ownfiles import own_name
+from .ownfiles import is_own, own_name
 from .paths import Paths
 from .registry import EXPLAINERS, RESIDUAL, Row, find_row, injector_entry
 
@@ -26,8 +26,9 @@ def parser() -> Parser:
     flags.add_argument("--target", type=target_name, default="digits", metavar="NAME",
                        help=f"{', '.join(TARGETS)}, or any folder of class folders")
     flags.add_argument("--victim", type=own_file, metavar="FILE.py:NAME", help="as the scripts had it; it is not run")
-    flags.add_argument("--xai", type=name_or_file(EXPLAINERS), default="lrp", metavar="XAI",
-                       help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME as the scripts had it; it is not run")
+    flags.add_argument("--xai", type=maps_name, default="lrp", metavar="XAI",
+                       help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME or a record's name as the scripts had it; it "
+                            "is not run")
     flags.add_argument("--setting", type=row_name, required=True, metavar="SETTING",
                        help="gnime, cond-mean, prototypes-K or cond-prototypes-K")
     add_published(flags)
@@ -115,6 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     register(())  # what an earlier run in this process registered
     flags = parser()
     given = flags.parse_args(arguments)
+    if given.target in TARGETS and given.xai not in EXPLAINERS and not is_own(given.xai):
+        flags.error(f"argument --xai: {given.xai!r} is none of {', '.join(EXPLAINERS)}, and not FILE.py:NAME")
     run = Run("eval", target(given.target), own_name(given.xai), given.root, given.root / "datasets", gpu=-1,
               published=given.published, victim=given.victim or "", files=own_files(flags, {"xai": [given.xai]}))
 

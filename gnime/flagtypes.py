@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from .config import IMAGE_SIZES
 from .ownfiles import check_spec, is_own
-from .registry import find_row, injector_row
+from .registry import EXPLAINERS, find_row, injector_row
 
 JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts
 
@@ -89,6 +89,12 @@ def name_or_file(names: Iterable[str]) -> Callable[[str], str]:
         return own_file(text)
 
     return known
+
+
+def maps_name(text: str) -> str:
+    """A type for flags: an explainer as `name_or_file` takes it, or a word, which may be the name of a record's maps."""
+    word = re.fullmatch(r"\w[\w+-]*", text) and len(text.encode()) <= 60
+    return text if word else name_or_file(EXPLAINERS)(text)
 
 
 def row_name(text: str) -> str:

@@ -44,11 +44,8 @@ def make_images(run: Run, paths: Paths, source: Source) -> None:
     Raises:
         GnimeError: a picture cannot be decoded, or a file cannot be written.
     """
-    usable = _without_copies(run, source, _readable(run, paths, source))
-    available = len(usable)
-    n = enough(run, available)
-    order = usable[permutation(available, run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]]
-    target = run.target
+    order, available = shuffled(run, source, _readable(run, paths, source))
+    n, target = len(order), run.target
     record = identity_of_images(run) | {"available": available}
     with arrays.create(paths.images, (n, target.channels, target.size, target.size), "uint8",
                        record | {"kind": "images"}) as writer:
@@ -58,9 +55,21 @@ def make_images(run: Run, paths: Paths, source: Source) -> None:
     images = arrays.load(paths.images)
     # the fingerprint stands here, because networks record the digest of the images' file: it follows from the images alone
     record |= {"kind": "labels", "classes": source.classes, "images": images.digest, "source": source.fingerprint}
+    record |= {} if source.labelled else {"labelled": False}
     with arrays.create(paths.labels, (n,), "int64", record) as writer:
         writer.write(source.labels[order])
     say(f"images        {paths.images}: made, {n} of {available}, {len(source.classes)} classes, shuffled with seed {run.seed}")
+
+
+def shuffled(run: Run, source: Source, indices: np.ndarray) -> tuple[np.ndarray, int]:
+    """Which of the source's images `indices` each row is, and of how many they were chosen.
+
+    Raises:
+        UsageError: there are too few for the splits.
+    """
+    usable = _without_copies(run, source, indices)
+    n = enough(run, len(usable))
+    return usable[permutation(len(usable), run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]], len(usable)
 
 
 def _read(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:

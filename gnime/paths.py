@@ -24,6 +24,7 @@ class Paths:
         self.labels = self.aux / f"{target}_labels.hkl"
         self.files = self.aux / f"{target}_files.txt"
         self.skipped = self.aux / f"{target}_imgs.skipped.txt"
+        self.predictions = self.aux / f"{target}_predictions.hkl"
         self.explanations = self.aux / f"{both}.hkl"
         figures = run.root / "figures" / (both + run.published_part)
         self.folders = (self.aux, *(self._models / kind for kind in ("victim", "eval", "inv")), self.injector_folder, figures)

@@ -23,6 +23,7 @@ from .networks import build, classifier_spec, inverter_spec
 from .ops import accelerate
 from .ownentries import register
 from .parallel import run_side_by_side
+from .recorded import open_run
 from .references import references, scale
 from .registry import EXPLAINERS, Row, find_row, injector_entry, injector_weights
 from .report import charts, examples, figures, html
@@ -40,13 +41,13 @@ def _begin(run: Run, trains: bool = True) -> Experiment:
     register(run.files)
     for variable in stray_variables():
         warn(f"{variable} in the environment is ignored, because it is set alone; torchrun sets RANK and WORLD_SIZE")
-    experiment = Experiment(run, trains)
+    experiment = open_run(run, trains)
     say(f"{run.script}.py: {run.summary()}", f"device        {experiment.device.describe()}")
     if run.script != "prepare" and run.target.width < run.sensible_width:
         channels = run.target.width / run.target.size
         warn(f"--width {run.target.width}: networks only {channels:g} times as wide as the images' side learn too little; the "
              f"smallest sensible width for side {run.target.size} is {run.sensible_width}")
-    if run.official == ("gradcam",) and run.xai != "gradcam":
+    if run.official == ("gradcam",) and (run.xai != "gradcam" or run.record):
         warn(f"--official gradcam changes nothing with --xai {run.xai}")
     return experiment
 
@@ -60,21 +61,27 @@ def prepare(run: Run) -> None:
 
 def _prepare(experiment: Experiment) -> None:
     run, device = experiment.run, experiment.device
-    if EXPLAINERS[run.xai].own and not run.victim:  # before anything is trained or written; `load_victim` does it with its own
+    # before anything is trained or written; `load_victim` does it with its own
+    if not (run.record or run.victim) and EXPLAINERS[run.xai].own:
         untrained = build(classifier_spec(run.target, classes=10), run.seed).to(device.torch).eval().requires_grad_(False)
         try_explainer(run, untrained, trial_images(run, device))
     if run.victim:
         experiment.victim  # noqa: B018  checked before anything is written
-    for warning in checks.warnings_about_images(experiment.data) if device.rank == 0 else ():
+    if run.record:
+        experiment.predictions, experiment.explanations  # noqa: B018  made by all processes, and compared in `warnings`
+    for warning in experiment.warnings if device.rank == 0 else ():
         warn(warning)
     _tell_victim(experiment)
-    experiment.evaluation_classifier, experiment.explanations  # noqa: B018  made when first used
+    experiment.classifiers, experiment.explanations  # noqa: B018  made when first used
     if checks.hardly_differ(experiment.explanations.rows):
         warn(f"{experiment.paths.explanations}: the maps hardly differ from each other, so they say nothing about the images")
 
 
 def _tell_victim(experiment: Experiment) -> None:
-    """The victim's accuracy. A network of another program may number the classes otherwise."""
+    """The victim's accuracy. A network of another program may number the classes otherwise. Or what is known of a record."""
+    if experiment.run.record:
+        experiment.tell()
+        return
     data, victim = experiment.data, experiment.victim
     arguments = victim.network, experiment.images, experiment.labels, data.splits.attacker, experiment.device
     found = victim.report.get("score")  # of the same images, where this project trained it
@@ -152,7 +159,7 @@ def evaluate(run: Run, trains: bool = True) -> dict | None:
     experiment = _begin(run, trains)
     rows, device = [find_row(name) for name in run.rows], experiment.device
     _tell_victim(experiment)
-    experiment.evaluation_classifier, experiment.attacker_data  # noqa: B018  refused early where missing
+    experiment.classifiers, experiment.attacker_data  # noqa: B018  refused early where missing
     if trains:
         for row in rows:  # by all processes together
             experiment.identity(row)
@@ -173,10 +180,10 @@ def train_row(run: Run, name: str, before: tuple[Run, Run] | None = None) -> Non
     """The attackers of one row, left on disk; `before`: the runs of prepare.py and train.py, of which it makes its share."""
     register(run.files)
     if before:
-        _prepare(Experiment(before[0]))
+        _prepare(open_run(before[0]))
         for weight in injector_weights([name], run.target.inversion_weight):
-            _train_injector(Experiment(before[1]), weight)
-    train_attackers(Experiment(run), find_row(name))
+            _train_injector(open_run(before[1]), weight)
+    train_attackers(open_run(run), find_row(name))
 
 
 def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | None:
@@ -195,7 +202,8 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
         files.verdict_table(results), "", *files.beside_table(results), "the maps, beside clean and random ones:",
         files.usefulness_table(results, maps), "", *files.skipped(results),
-        *files.bounds(results, experiment.run.published), *files.single_answers(results), "")
+        *files.bounds(results, experiment.published), *files.single_answers(results),
+        *files.not_measured(experiment.lacking), "")
     for warning in warnings:
         warn(warning)
     with artifact_lock(experiment.paths.results, experiment.run.root, folder=True):
@@ -210,7 +218,7 @@ def _warnings(experiment: Experiment, rows: list[Row], results: dict[str, Result
     """Adds residual leakage to the results; returns what a reader of them must know."""
     run = experiment.run
     narrow = run.target.width < run.sensible_width
-    warnings = checks.warnings_about_images(experiment.data)
+    warnings = experiment.warnings
     warnings += compare(results, f"give --width {run.sensible_width} or more" if narrow else "train longer")
     warnings += compare_beside(results)
     usual = run.target.inversion_weight

@@ -69,6 +69,9 @@ class Protected:
         """
         path = Path(path)
         defence, record = load_defence(path)
+        if record["victim"] is None:
+            raise GnimeError(f"{path}: made from a service's record, so nothing says which model it protects; export it with "
+                             "python -m gnime.export, and give it the service's own explanations and predictions")
         found = weights_digest(model)
         if found != record["victim"]:
             raise GnimeError(f"{path}: made for a victim whose weights have the hash {record['victim'][:12]}, this model's "

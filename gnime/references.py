@@ -22,8 +22,9 @@ def references(experiment: Experiment) -> dict[str, dict[str, float]]:
     sources = [shown.explanations, shown.images, shown.predictions, shown.labels]
     with torch.no_grad(), full_fp32():
         for rows, (clean, image, prediction, label) in iter_batches(sources, shown.test, experiment.device.torch):
-            inputs = {"victim": experiment.victim.network, "clean": clean, "image": image, "prediction": prediction,
-                      "label": label}
+            inputs = {"clean": clean, "image": image, "prediction": prediction, "label": label}
+            if "victim" not in experiment.lacking:
+                inputs["victim"] = experiment.victim.network
             uniform = torch.special.ndtr(row_noise(seed, RANDOM, clean, rows))
             for kind, protected in ((RANDOM, uniform), (CLEAN, clean)):
                 inputs["protected"] = protected

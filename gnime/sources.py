@@ -1,4 +1,4 @@
-"""Sources of images: MNIST, CIFAR-10, scikit-learn's digits, folders of pictures. All images are uint8."""
+"""Sources of images: MNIST, CIFAR-10, scikit-learn's digits, folders of pictures or of arrays. All images are uint8."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import originals
+from . import originals, records
 from .config import Run, Target
 from .errors import GnimeError
 from .folders import Listing, list_pictures
@@ -28,6 +28,7 @@ class Source:
         read: k indices -> (k, C, S, S) uint8. Raises `GnimeError` if a file cannot be decoded.
         fingerprint: see `fingerprint`.
         files: the path of each image in `folder`, if each image is a file.
+        labelled: whether the classes are known. Those of a record without labels are predicted.
     """
 
     labels: np.ndarray
@@ -36,6 +37,7 @@ class Source:
     fingerprint: dict | None = None
     files: list[Path] | None = None
     folder: Path | None = None
+    labelled: bool = True
 
     def origin(self, index: int) -> str:
         """Where an image comes from: its file in `folder`, or its number in the source."""
@@ -53,6 +55,8 @@ def open_source(run: Run) -> Source:
         return _digits(target)
     if target.source == "mnist":
         return _mnist(run)
+    if target.source in ("arrays", "record"):
+        return _arrays(run)
     return _cifar10(run) if target.source == "cifar10" and not _as_folders(run) else _pictures(run)
 
 
@@ -69,6 +73,8 @@ def fingerprint(run: Run) -> dict | None:
         return heads and _fingerprint(10, sum(int.from_bytes(head[4:8], "big") for head in heads[::2]), heads)
     if source == "cifar10" and not _as_folders(run):
         return _CIFAR10 if (run.datasets / originals.CIFAR10_FOLDER).exists() else None
+    if source in ("arrays", "record"):
+        return _of_arrays(records.Folder(run.datasets / run.target.folder))
     try:
         return _of_listing(list_pictures(run.datasets / run.target.folder))
     except GnimeError:
@@ -86,6 +92,10 @@ def _of_listing(listing: Listing) -> dict:
     files = (os.fsencode(path.relative_to(listing.folder)) for path in listing.files)
     return _fingerprint(len(listing.classes), len(listing.files),
                         [b"%s %d" % pair for pair in zip(files, listing.sizes, strict=True)])
+
+
+def _of_arrays(folder: records.Folder) -> dict:
+    return _fingerprint(len(folder.classes), len(folder.images), folder.digests())
 
 
 def _as_folders(run: Run) -> bool:
@@ -121,6 +131,14 @@ def _cifar10(run: Run) -> Source:
 
 def _resized(images: torch.Tensor, size: int) -> Callable[[Sequence[int]], np.ndarray]:
     return lambda indices: resize(images[torch.as_tensor(indices)], size).contiguous().numpy()
+
+
+def _arrays(run: Run) -> Source:
+    folder, size = records.Folder(run.datasets / run.target.folder), run.target.size
+    folder.check_images()
+    printed = _of_arrays(folder)
+    return Source(folder.known_or_predicted(), folder.classes, lambda indices: folder.read_images(indices, size), printed,
+                  labelled=folder.labels is not None)
 
 
 def _pictures(run: Run) -> Source:

@@ -13,19 +13,21 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "ownfiles", "regular", "threads", "products", "_commit"},
-    {"config", "registry", "entries", "streams", "ownentries", "flagtypes", "paths"}, {"system"}, {"device", "parallel"},
-    {"store"}, {"foreign"}, {"checkpoints", "arrays"}, {"models", "explainers", "metrics"}, {"ops"},
-    {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "sources"}, {"making"},
+    {"errors", "npy", "ownfiles", "regular", "threads", "products", "_commit"},
+    {"config", "registry", "entries", "streams", "ownentries", "flagtypes", "paths", "targets"},
+    {"system"}, {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"},
+    {"models", "explainers", "metrics"}, {"ops"},
+    {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "records", "sources"}, {"making"},
     {"data", "checks", "resuming"}, {"training"}, {"networks"}, {"explanations", "defences", "victims", "authors"},
-    {"experiment"}, {"attackers"}, {"evaluate"}, {"references"}, {"comparison"}, {"report", "protected", "formats"},
-    {"pipeline"}, {"cli"}, {"cells"}, {"reproduce", "export"}, {"__init__"},  # the last one is the door, `gnime.Protected`
+    {"experiment"}, {"recorded"}, {"attackers"}, {"evaluate"}, {"references"}, {"comparison"},
+    {"report", "protected", "formats"}, {"pipeline"}, {"cli"}, {"cells"}, {"reproduce", "export"},
+    {"__init__"},  # the door, `gnime.Protected`
 ]
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
 # the command line answers at once
-LIGHT = {"cells", "cli", "config", "entries", "errors", "flagtypes", "ownentries", "ownfiles", "registry", "streams", "threads",
-         "__init__"}
+LIGHT = {"cells", "cli", "config", "entries", "errors", "flagtypes", "ownentries", "ownfiles", "registry", "streams", "targets",
+         "threads", "__init__"}
 
 
 def dotted(path):

@@ -35,10 +35,11 @@ def read_result(path: Path) -> dict:
         run = json.loads(path.read_text(encoding="utf-8"))
         own = [f"--{flag} {spec}" for flag, spec in run["configuration"].get("files", ())
                if own_name(spec) not in OWN_KINDS[flag]]
-        whole = (all(isinstance(run[key], kind) for key, kind in KINDS.items()) and run["xai"] in EXPLAINERS
+        record = "record" in run  # of a service: its maps have any name, and it may be without labels
+        whole = (all(isinstance(run[key], kind) for key, kind in KINDS.items()) and (record or run["xai"] in EXPLAINERS)
                  and all(run[key].keys() >= names for key, names in PARTS.items())
                  and run["configuration"]["official"] == [name for name in OFFICIAL if name in run["configuration"]["official"]]
-                 and all(find_row(setting) and numbers.keys() >= NUMBERS and numbers["mse"] > 0
+                 and all(find_row(setting) and numbers.keys() | ({"tca"} if record else set()) >= NUMBERS and numbers["mse"] > 0
                          for setting, numbers in run["settings"].items()))
     except (ValueError, LookupError, TypeError, AttributeError):
         whole = False

@@ -45,9 +45,10 @@ def names(experiment: Experiment) -> list[str]:
 
 
 def labels(experiment: Experiment) -> list[str]:
-    """Of each test image, the name of its class."""
-    data = experiment.data
-    return [printable(data.classes[label]) for label in data.labels[data.splits.test.start : data.splits.test.stop].tolist()]
+    """Of each test image, the name of its class, or of the predicted class where it is not known."""
+    data, test = experiment.data, experiment.data.splits.test
+    said = "" if data.labelled else "predicted "
+    return [said + printable(data.classes[label]) for label in data.labels[test.start : test.stop].tolist()]
 
 
 def choose(experiment: Experiment, results: dict[str, Result]) -> tuple[str, list[Example]]:

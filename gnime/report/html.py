@@ -14,7 +14,8 @@ from ..registry import ATTACKERS, EXPLAINERS, METRICS, RESIDUAL, ROWS, find_row
 from ..store import write_text
 from . import charts
 from .examples import Example
-from .verdict import KINDS, Point, Verdict, attacker_title, bits, judge, knows, percent, percents, points
+from .results import not_measured
+from .verdict import KINDS, Point, Verdict, attacker_title, bits, judge, knows, percent, percents, points, published
 
 KNOWLEDGE = {"data": "other images of the same kind, with the service's answers to them", "victim": "the victim's weights",
              "defence": "the defence", "answers": "several answers to one image"}
@@ -52,12 +53,13 @@ def _png(picture: Tensor) -> bytes:
 
 def render(content: dict, pictures: dict[str, bytes]) -> str:
     """The page of `results.json`. pictures: name -> PNG, as `write` names them; those that are missing are left out."""
-    verdict, rows, published = judge(content), points(content), content["configuration"].get("published", "logits")
+    verdict, rows, form = judge(content), points(content), published(content)
     return fill(
         "report.html.j2", pictures, content=content, verdict=verdict, kinds=KINDS,
-        data_alone=all(knows(name) == ("data",) for name in _used(content)), published=published,
-        bound=f"bound {PUBLISHED[published]}",
-        explainer=explainer_title(content),
+        data_alone=all(knows(name) == ("data",) for name in _used(content)), published=form,
+        bound=f"bound {PUBLISHED[form]}",
+        explainer=explainer_title(content), record=content.get("record"),
+        not_measured=not_measured(content.get("record", {}).get("lacking", {})),
         summary=[_summary(row, content, verdict) for row in rows.values()],
         attackers=_attackers(content).items(), attacked=_attacked(content), metrics=_metrics(content), beside=_beside(content),
         untried=_untried(content),
@@ -73,7 +75,8 @@ def fill(template: str, pictures: dict[str, bytes], **values: object) -> str:
 
 
 def explainer_title(content: dict) -> str:
-    return EXPLAINERS[content["xai"]].title if content["xai"] in EXPLAINERS else content["xai"]
+    known = content["xai"] in EXPLAINERS and "record" not in content  # whose maps may be anybody's
+    return EXPLAINERS[content["xai"]].title if known else content["xai"]
 
 
 def _summary(row: Point, content: dict, verdict: Verdict) -> dict:

@@ -98,6 +98,15 @@ def aligned(head: list[str], lines: list[list[str]]) -> str:
                                for i, (cell, width) in enumerate(zip(line, widths, strict=True))) for line in (head, *lines))
 
 
+def not_measured(lacking: dict[str, str]) -> list[str]:
+    """A line for each reason for which a run that lacks these inputs (see `Experiment.lacking`) does not measure metrics."""
+    titles: dict[str, list[str]] = {}
+    for metric in METRICS.values():
+        if reason := next((lacking[what] for what in metric.takes if what in lacking), ""):
+            titles.setdefault(reason, []).append(metric.title)
+    return [f"not measured: {', '.join(names)}, because {reason}" for reason, names in titles.items()]
+
+
 def bounds(results: dict[str, Result], published: str = "logits") -> list[str]:
     """A line for each row whose maps are known to say no more than so many bits. Rounded up: it is a bound."""
     return [f"{name}: at most {bits(bound)} {PUBLISHED[published]}"
@@ -110,8 +119,11 @@ CONFIG = ("epochs", "batch_size", "lr", "betas", "eps", "patience")
 def _as_trained(configuration: dict, networks: dict) -> dict:
     """The configuration with classifiers' and injector's training as their files have it: other commands made them."""
     stages = configuration["stages"]
-    for kind, name in (("classifier", "victim"), ("injector", _an_injector(networks))):
+    classifier = "victim" if "victim" in networks else "evaluation"
+    for kind, name in (("classifier", classifier), ("injector", _an_injector(networks))):
         if name not in networks:
+            if kind == "classifier":
+                stages[kind] = None  # the run has none
             continue
         found = networks[name]
         if "stage" not in found:  # somebody else's
@@ -159,8 +171,8 @@ def portable(run: Run) -> Run:
 
 
 def networks_of(experiment: Experiment, results: dict[str, Result]) -> dict[str, dict]:
-    """The records of all networks that the results come from: victim, "evaluation", injectors, defences, attackers."""
-    networks = {"victim": experiment.victim.summary(), "evaluation": experiment.evaluation_classifier.summary()}
+    """The records of all networks that the results come from: classifiers, injectors, defences, attackers."""
+    networks = {name: classifier.summary() for name, classifier in experiment.classifiers.items()}
     usual = experiment.run.target.inversion_weight
     for weight in injector_weights(results, usual):
         networks[injector_entry(weight, usual)] = experiment.injector_of(weight).summary()
@@ -190,7 +202,7 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
                      for name, result in results.items()},
         "references": references, "networks": networks, "costs": {name: result.costs for name, result in results.items()},
         "pictures": {"rule": chosen[0], "images": [example.plain() for example in chosen[1]]},
-        "warnings": warnings, "duration": duration, **provenance(device.describe()),
+        **experiment.about, "warnings": warnings, "duration": duration, **provenance(device.describe()),
     }
     content["verdict"] = judge(content).plain()
     write_text(experiment.paths.results, json.dumps(content, indent=1, allow_nan=False) + "\n")

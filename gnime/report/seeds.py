@@ -16,7 +16,7 @@ from ..store import digest_of, write_text
 from .charts import Caption, draw_frontier
 from .html import configuration, explainer_title, fill, judged
 from .results import aligned
-from .verdict import Interval, Point, Verdict, bits, judge, percent, percents, points, subject
+from .verdict import Interval, Point, Verdict, bits, judge, percent, percents, points, published, subject
 
 
 @dataclass(frozen=True)
@@ -204,16 +204,15 @@ def render(runs: list[dict], pictures: dict[str, bytes]) -> str:
     """The page. pictures: as `frontiers` makes them; those that are missing are left out."""
     seeds = gather(runs)
     first, n = runs[0], len(runs)
-    published = first["configuration"].get("published", "logits")
     warnings = _by_seed(((warning, run["seed"]) for run in seeds.runs for warning in run["warnings"]), n)
     tested = list(dict.fromkeys(run["n"]["test"] for run in seeds.runs))
     return fill("seeds.html.j2", pictures, runs=seeds.runs, seeds=seeds.numbers, n=n, target=first["target"],
                 explainer=explainer_title(first), sentence=sentence(seeds), agreement=agreement(seeds), summary=summary(seeds),
-                bound=f"bound {PUBLISHED[published]}", tested=" or ".join(map(str, tested)), warnings=warnings,
+                bound=f"bound {PUBLISHED[published(first)]}", tested=" or ".join(map(str, tested)), warnings=warnings,
                 verdicts=[(run["seed"], verdict.sentence, _publish(verdict))
                           for run, verdict in zip(seeds.runs, seeds.verdicts, strict=True)],
                 leaks=[(name, [_leak(rows.get(name)) for rows in seeds.rows]) for name in seeds.names],
-                own_victim=first["configuration"].get("victim"),
+                own_victim=first["configuration"].get("victim"), record="record" in first,
                 victims=len({run["networks"].get("victim", {}).get("digest") for run in seeds.runs}),
                 uncertain=percent((2 * max(n - 1, 1)) ** -0.5),
                 command=_command(seeds), configuration=_configuration(seeds))

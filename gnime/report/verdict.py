@@ -149,12 +149,17 @@ def knows(attacker: str) -> tuple[str, ...]:
     return ATTACKERS[attacker].knows if attacker in ATTACKERS else ("not in the registry",)
 
 
+def published(content: dict) -> str:
+    """The form of the predictions that the service publishes, a name in `PUBLISHED`. A record has its own."""
+    return content["record"]["published"] if "record" in content else content["configuration"].get("published", "logits")
+
+
 def judge(content: dict) -> Verdict:
     """The verdict of `results.json`."""
     rows = points(content)
     dominated = {row.name: better for row in rows.values() if row.defended and (better := _dominators(row, rows))}
     name = subject(list(rows))
-    publish, reason = _choose(rows, content["configuration"].get("published", "logits"))
+    publish, reason = _choose(rows, published(content))
     unlearnt = _unlearnt(rows, content)
     if publish in unlearnt:
         reason += " But its attacker was still learning: see below."
