@@ -10,10 +10,10 @@ from pathlib import Path
 from . import __version__
 from .config import IMAGE_SIZES, OFFICIAL, PUBLISHED, TARGETS, Run, Target, program, target
 from .errors import GnimeError, fixable
-from .flagtypes import at_least, name_or_file, own_file, rate, row_or_file, side, target_name, weight, width
+from .flagtypes import at_least, layer_name, name_or_file, own_file, rate, row_or_file, side, target_name, weight, width
 from .ownentries import register
 from .ownfiles import is_own, own_name
-from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, DEFENCES, EXPLAINERS, KNOWN, ROWS, injector_row
+from .registry import ATTACKERS, DEFAULT_ATTACKERS, DEFAULT_ROWS, DEFENCES, EXPLAINERS, KNOWN, ROWS, injector_row, takes_layer
 from .streams import open_standard_streams, tell
 from .threads import configure_threads
 
@@ -100,6 +100,7 @@ def add_data(flags: argparse._ActionsContainer) -> None:
     """Adds the flags of the images and of what is published of them."""
     flags.add_argument("--victim", type=own_file, metavar="FILE.py:NAME",
                        help="your own function that returns the model, in place of the paper's classifier; it is not trained")
+    add_layer(flags)
     flags.add_argument("--scale", choices=("absolute", "signed"), default="absolute",
                        help="of your own explainer's maps: their absolute value is shown, as in the paper, or the sign is kept")
     flags.add_argument("--limit", type=at_least(1), metavar="N", help="only the first N images after the shuffle")
@@ -107,6 +108,13 @@ def add_data(flags: argparse._ActionsContainer) -> None:
                        help="side of the images, from {} to {}, of a folder target or with --victim (default: 128)".format(
                            *IMAGE_SIZES))
     add_published(flags)
+
+
+def add_layer(flags: argparse._ActionsContainer) -> None:
+    """Adds `--layer`, which takes the name of a module."""
+    flags.add_argument("--layer", type=layer_name, metavar="NAME",
+                       help="of gradcam: the module of the victim whose output is explained, as in named_modules() (default: "
+                            "the last convolution with the normalisation and ReLU after it)")
 
 
 def add_published(flags: argparse._ActionsContainer) -> None:
@@ -211,12 +219,14 @@ def run_of(script: str, given: argparse.Namespace, flags: Parser, record: Target
     files = own_files(flags, {"xai": [given.xai], "settings": rows, "attackers": asked})
     if given.scale != "absolute" and not is_own(given.xai):
         flags.error(f"argument --scale: the maps of {given.xai} have no sign; the flag is for an explainer of your own")
+    if given.layer and not takes_layer(given.xai):
+        flags.error(f"argument --layer: {given.xai} does not take a layer; the flag is for --xai gradcam")
     rows, attackers = tuple(map(own_name, rows)), tuple(map(own_name, asked))
     return Run(script, record, own_name(given.xai), given.root, given.datasets, given.seed,
                given.limit, given.official, given.gpu, given.precision, given.deterministic, given.epochs, given.batch_size,
                rows, attackers, getattr(given, "skip_bad", False), getattr(given, "drop_duplicates", None),
                getattr(given, "jobs", 1), given.published, given.lr, tuple(dict.fromkeys(getattr(given, "weight", ()))),
-               given.victim or "", given.scale, files)
+               given.victim or "", given.scale, given.layer or "", files)
 
 
 def own_files(flags: Parser, asked: dict[str, list[str]]) -> tuple[tuple[str, str], ...]:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from .ownfiles import own_name
 from .registry import DEFAULT_ATTACKERS, injector_row, injector_weights
@@ -133,6 +134,11 @@ def official_config(config: TrainConfig, target_name: str, network: str) -> Trai
     return config
 
 
+def layer_part(layer: str) -> str:
+    """The end of a name that keeps artifacts of a layer apart: no two layers have the same, nor the name of a state file."""
+    return "@" + quote(layer, safe="").replace(".state", "%2Estate") if layer else ""
+
+
 def program(script: str) -> str:
     """The command of a script: `gnime-train` where the installed package's command was started, else `python train.py`."""
     return f"gnime-{script}" if Path(sys.argv[0]).name.startswith("gnime-") else f"python {script}.py"
@@ -165,6 +171,7 @@ class Run:
     weights: tuple[float, ...] = ()  # of the inversion loss, of train.py: one injector each; empty: the target's alone
     victim: str = ""  # FILE.py:NAME of a model of the user's own; empty: the paper's classifier, which prepare.py trains
     scale: str = "absolute"  # "absolute" or "signed", of the maps of an explainer of the user's own
+    layer: str = ""  # the module whose output Grad-CAM explains; empty: the last convolution
     files: tuple[tuple[str, str], ...] = ()  # other objects of the user's own; see ownentries.register
 
     @property
@@ -176,6 +183,11 @@ class Run:
     def published_identity(self) -> dict:
         """The part of an artifact's identity that does."""
         return {"published": self.published} if self.published_part else {}
+
+    @property
+    def xai_identity(self) -> dict:
+        """The part of an artifact's identity that says which explainer made its maps."""
+        return {"xai": self.xai, **({"layer": self.layer} if self.layer else {})}
 
     def given(self, kind: str, name: str) -> str:
         """The name of an explainer, a setting or an attacker as the command line has it, that is FILE.py:NAME of one's own."""
@@ -202,8 +214,8 @@ class Run:
     def command(self, script: str) -> str:
         """The command line of a script for the same data. For this run's own script it has all the flags that were given."""
         flags = {"--target": self.target.name, "--victim": self.victim or None, "--xai": self.given("xai", self.xai),
-                 "--scale": None if self.scale == "absolute" else self.scale, "--limit": self.limit,
-                 "--seed": self.seed or None,
+                 "--layer": self.layer or None, "--scale": None if self.scale == "absolute" else self.scale,
+                 "--limit": self.limit, "--seed": self.seed or None,
                  "--width": self.target.width if self.target.width != target(self.target.name).width else None,
                  "--image-size": self.target.size if self.target.size != target(self.target.name).size else None,
                  "--root": None if self.root == Path() else self.root,
@@ -249,7 +261,7 @@ class Run:
         own = [f"victim {self.victim}"] if self.victim else []
         return ", ".join([
             f"target {self.target.name} {shape}", *own, f"xai {self.given('xai', self.xai)}",
-            f"seed {self.seed}", f"limit {self.limit or 'none'}",
+            *([f"layer {self.layer}"] if self.layer else []), f"seed {self.seed}", f"limit {self.limit or 'none'}",
             f"width {self.target.width}", f"weight {weights}", f"epochs {config.epochs}",
             f"batch {config.batch_size}", f"lr {config.lr:g}", f"patience {config.patience}",
             f"mode {mode}", *([f"published {self.published}"] if self.published_part else []), f"root {self.root}",
@@ -262,7 +274,7 @@ class Run:
         del plain["jobs"], plain["weights"]  # the one changes no result, the other is told by each injector's own file
         if not self.published_part:
             del plain["published"]  # files of the paper's form say nothing of it
-        for name in ("victim", "scale", "files"):  # only where the run has objects of the user's own
+        for name in ("victim", "scale", "layer", "files"):  # only where they are given
             if plain[name] == getattr(Run, name):
                 del plain[name]
         plain["target"] = self.target.name

@@ -60,11 +60,11 @@ def prepare(run: Run) -> None:
 
 def _prepare(experiment: Experiment) -> None:
     run, device = experiment.run, experiment.device
-    if EXPLAINERS[run.xai].own and not run.victim:  # before anything is trained or written; `load_victim` does it with its own
+    if run.victim:
+        experiment.victim  # noqa: B018  checked, and the explainer with it, before anything is written
+    elif EXPLAINERS[run.xai].own or run.layer:  # likewise before anything is trained
         untrained = build(classifier_spec(run.target, classes=10), run.seed).to(device.torch).eval().requires_grad_(False)
         try_explainer(run, untrained, trial_images(run, device))
-    if run.victim:
-        experiment.victim  # noqa: B018  checked before anything is written
     for warning in checks.warnings_about_images(experiment.data) if device.rank == 0 else ():
         warn(warning)
     _tell_victim(experiment)

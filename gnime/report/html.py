@@ -73,7 +73,9 @@ def fill(template: str, pictures: dict[str, bytes], **values: object) -> str:
 
 
 def explainer_title(content: dict) -> str:
-    return EXPLAINERS[content["xai"]].title if content["xai"] in EXPLAINERS else content["xai"]
+    """In words, with the layer where one was given."""
+    name, layer = content["xai"], content["configuration"].get("layer")
+    return (EXPLAINERS[name].title if name in EXPLAINERS else name) + (f" of {layer}" if layer else "")
 
 
 def _summary(row: Point, content: dict, verdict: Verdict) -> dict:
