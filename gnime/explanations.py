@@ -25,7 +25,7 @@ from .models.inversion import working_side
 from .paths import Paths
 from .registry import EXPLAINERS
 from .store import artifact_lock, digest_of, exists, weights_digest
-from .system import generator, say, warn
+from .system import Forecast, generator, say, warn
 
 COMPARED = 32  # of somebody else's maps are made anew
 SAME_MAPS = 0.9  # correlation with them from which they are taken as the same
@@ -260,6 +260,7 @@ def _check_order(maps: arrays.Array, task: ExplanationTask, device: Device) -> N
 
 def _make(task: ExplanationTask, path: Path, device: Device) -> None:
     began, n = time.monotonic(), len(task.data.images)
+    forecast = Forecast("explanations", n, f"{n} images")
     bar = tqdm(total=n, desc=task.run.xai, unit="image", disable=None if device.rank == 0 else True, leave=False)
     with full_fp32(), bar:
         batches = _explain(task, device)
@@ -275,6 +276,7 @@ def _make(task: ExplanationTask, path: Path, device: Device) -> None:
                                      "nothing was written")
                 writer.write(batch)
                 bar.update(len(batch))
+                forecast.step(len(batch))
                 batch = next(batches, None)
     seconds = time.monotonic() - began
     say(f"explanations  {path}: made in {seconds:.0f} s, {n / seconds:.0f} images/s")
