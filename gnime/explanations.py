@@ -260,7 +260,7 @@ def _check_order(maps: arrays.Array, task: ExplanationTask, device: Device) -> N
 
 def _make(task: ExplanationTask, path: Path, device: Device) -> None:
     began, n = time.monotonic(), len(task.data.images)
-    forecast = Forecast("explanations", n, f"{n} images")
+    forecast = Forecast("explanations", n, f"for {n} images")
     bar = tqdm(total=n, desc=task.run.xai, unit="image", disable=None if device.rank == 0 else True, leave=False)
     with full_fp32(), bar:
         batches = _explain(task, device)

@@ -103,7 +103,7 @@ class Forecast:
     Args:
         name: of the work, as in other messages.
         steps: of all of it.
-        what: of it, in words, as "100 epochs".
+        what: the end of the message, as "for 100 epochs".
     """
 
     AFTER, LONG = 10.0, 120.0  # seconds of work after which it is said, and seconds that are long
@@ -125,7 +125,7 @@ class Forecast:
         self._told = True
         if (rest := seconds / self._done * self._left) >= self.LONG:
             with tqdm.external_write_mode():  # a progress bar steps aside
-                say(f"{self._name:<13} {in_words(rest)} for {self._what}")
+                say(f"{self._name:<13} {in_words(rest)} {self._what}")
 
 
 def in_words(seconds: float) -> str:

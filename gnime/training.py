@@ -75,8 +75,8 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     plain = run.plain
     plain.setdefault("best_score", None)
     plain.setdefault("best_epoch", 0)
-    steps = (config.epochs - plain["epoch"]) * math.ceil(len(task.rows) / config.batch_size)
-    forecast = Forecast(task.name, steps, f"{config.epochs} epochs, less if the training stops early")
+    left = config.epochs - plain["epoch"]
+    forecast = Forecast(task.name, left * math.ceil(len(task.rows) / config.batch_size), f"if it takes all {left} epochs")
     with Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar:
         while plain["epoch"] < config.epochs and not _stale(plain, config):
             epoch = plain["epoch"]
@@ -194,7 +194,8 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
     step = Step(partial(_two_player_step, task, device), run.networks, device)
     plain, n = run.plain, len(task.rows)
     size = min(task.config.batch_size, n)
-    forecast = Forecast("injector", (task.config.epochs - plain["epoch"]) * (n // size), f"{task.config.epochs} epochs")
+    left = task.config.epochs - plain["epoch"]
+    forecast = Forecast("injector", left * (n // size), f"for {left} epochs")
     with Interrupt() as interrupt, _progress("injector", task.config, plain, device) as bar:
         while plain["epoch"] < task.config.epochs:
             epoch = plain["epoch"]

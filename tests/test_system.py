@@ -36,7 +36,7 @@ def test_a_long_work_says_once_how_long_it_takes(monkeypatch, capsys):
     monkeypatch.setattr(system.time, "monotonic", lambda: now[0])
 
     def lines(seconds, steps, at_once=1):
-        forecast = system.Forecast("victim", steps, "100 epochs")
+        forecast = system.Forecast("victim", steps, "for 100 epochs")
         for taken in seconds:
             now[0] += taken
             forecast.step(at_once)
