@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import arrays
-from .batches import AT_ONCE, CHUNK, gather_rows, iter_batches, slices
+from .batches import CHUNK, at_once, gather_rows, iter_batches, slices
 from .checkpoints import require
 from .config import Run
 from .data import Data
@@ -285,7 +285,7 @@ def _make(task: ExplanationTask, path: Path, device: Device) -> None:
 def _explain(task: ExplanationTask, device: Device) -> Iterator[np.ndarray]:
     """Batches of maps in order. In a distributed run the processes compute batches in turn, and the first receives all."""
     function, pool = explainer(task.run)
-    batches = slices(range(len(task.data.images)), pool or AT_ONCE[device.torch.type])
+    batches = slices(range(len(task.data.images)), pool or at_once([task.data.images], device.torch))
     for start in range(0, len(batches), device.world):
         turn = batches[start : start + device.world]  # one batch per process
         maps = None

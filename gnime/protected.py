@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .batches import AT_ONCE, channels_last
+from .batches import at_once, channels_last
 from .checkpoints import load_checkpoint
 from .errors import GnimeError
 from .explainers.graph import noted_logits
@@ -102,8 +102,8 @@ class Protected:
                 raise ValueError(f"images: a tuple of {len(images)} tensors; the victim takes one")
             return (self.attribute(images[0], target),)
         self._check_images(images)
-        images, kind = images.detach().to(torch.float32), images.device.type
-        batches = images.split(AT_ONCE[kind]) if len(images) > AT_ONCE[kind] else (images,)
+        images, kind, most = images.detach().to(torch.float32), images.device.type, at_once([images], images.device)
+        batches = images.split(most) if len(images) > most else (images,)
         with torch.no_grad(), _without_autocast(kind):
             maps, predictions = zip(*(self._protect(channels_last(batch)) for batch in batches), strict=True)
         if target is not None:
