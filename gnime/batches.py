@@ -1,5 +1,6 @@
 """Rows of arrays as batches on the device."""
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +14,8 @@ CHUNK = 256  # rows per step where a whole array is read on the CPU
 # Batch size outside training. Small enough for the memory of the first layers' maps, large enough that reading a dense
 # layer's weights takes little of the time.
 AT_ONCE = {"cpu": 64, "cuda": 256}
+USUAL = 128 * 128  # pixels; of larger images fewer are taken at once
+MOST_VALUES = 1 << 24  # 64-bit numbers at once where a whole array is read: 134 MB
 RELEASE_EVERY = 2.0  # seconds between two returns of freed memory to the system
 CACHED_SHARE = 0.25  # the part of a CUDA device's free memory that one array may take
 
@@ -78,21 +81,28 @@ def batches(sources: Sequence[Rows | None], rows: Sequence[Tensor | range], devi
             yield pending.result()
 
 
+def at_once(sources: Sequence[Rows | None], device: torch.device) -> int:
+    """Batch size outside training, of sources of which some are images (n, C, H, W)."""
+    pictures = [source for source in sources if source is not None and source.ndim == 4]
+    pixels = max([USUAL, *(math.prod(source.shape[2:]) for source in pictures)])
+    return max(1, AT_ONCE[device.type] * USUAL // pixels)
+
+
 def slices(rows: range, size: int) -> list[range]:
     """Successive parts of a range, each of at most `size` rows."""
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def iter_batches(sources: Sequence[Rows | None], rows: range, device: torch.device) -> Iterator[tuple[range, list]]:
-    """Batches of `rows` in order, `AT_ONCE` rows each: (range of the batch, those rows of every source on the device)."""
-    parts = slices(rows, AT_ONCE[device.type])
+    """Batches of `rows` in order, `at_once` rows each: (range of the batch, those rows of every source on the device)."""
+    parts = slices(rows, at_once(sources, device))
     yield from zip(parts, batches(sources, parts, device), strict=True)
 
 
 def mean_std(array: Rows, rows: range) -> tuple[float, float]:
     """Mean and standard deviation of all numbers in the rows."""
     count = total = squared = 0.0
-    for part in slices(rows, CHUNK):
+    for part in slices(rows, max(1, min(CHUNK, MOST_VALUES // math.prod(array.shape[1:])))):
         values = array[part.start : part.stop]
         values = np.asarray(values.cpu() if isinstance(values, Tensor) else values, np.float64)
         count, total, squared = count + values.size, total + values.sum(), squared + np.square(values).sum()

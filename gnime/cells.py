@@ -9,7 +9,11 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .cli import (
+from .cli import run_of
+from .config import OFFICIAL, TARGETS, Run, Target, TrainConfig, target
+from .errors import UsageError
+from .filenames import layer_part
+from .flags import (
     Formatter,
     Parser,
     add_data,
@@ -21,10 +25,7 @@ from .cli import (
     add_training,
     add_weight,
     add_xai,
-    run_of,
 )
-from .config import OFFICIAL, TARGETS, Run, Target, TrainConfig, target
-from .errors import UsageError
 from .flagtypes import at_least
 from .ownentries import register
 from .ownfiles import digest, is_own, own_name
@@ -32,7 +33,8 @@ from .registry import CONTROLS, PAPER_EXPLAINERS, PAPER_ROWS, find_row, injector
 
 PROGRAM = "python -m gnime.reproduce"
 ABOUT = """The paper's table or a run of your own, seed by seed: one JSON for each seed, and one page for all of them."""
-CHANGING = ("victim", "image_size", "width", "epochs", "batch_size", "lr", "skip_bad", "drop_duplicates")  # a preset's run
+# what changes the run of a preset
+CHANGING = ("victim", "layer", "image_size", "width", "epochs", "batch_size", "lr", "skip_bad", "drop_duplicates")
 Cell = tuple[str, str, int]  # target, explainer and seed
 
 
@@ -97,7 +99,8 @@ def result_path(options: argparse.Namespace, cell: Cell) -> Path:
     """The place of a cell's one JSON. Runs on fewer images, and other published forms, lie apart from the preset's."""
     run = cell_run("prepare", options, cell)
     victim = f"_{own_name(run.victim)}" if run.victim else ""
-    name = f"{run.target.name}{victim}_{run.xai}{mode(options.official)}{_precision(options)}_seed{run.seed}.json"
+    how = f"{mode(options.official)}{_precision(options)}{layer_part(run.layer)}"
+    name = f"{run.target.name}{victim}_{run.xai}{how}_seed{run.seed}.json"
     return options.results / (kept_as(options, cell) + run.published_part) / name
 
 
@@ -138,7 +141,8 @@ def difference(result: dict, options: argparse.Namespace, cell: Cell) -> str:
         return f"measured with {' '.join(absent)}; give the same flags again, or another --results and --root"
     if changed := [spec for spec, made_by in result.get("own_files", {}).items() if own_digests(run).get(spec) != made_by]:
         return f"measured with another content of {' and '.join(changed)}; move it away, or give another --results and --root"
-    for key in ("limit", "official", "image", "width", "weight", "stages", "attackers", "published", "victim", "scale"):
+    for key in ("limit", "official", "image", "width", "weight", "stages", "attackers", "published", "victim", "layer",
+                "scale"):
         if found.get(key) != wanted.get(key):
             return (f"measured with {key} {json.dumps(found.get(key))}, this run has {json.dumps(wanted.get(key))}; move it "
                     "away, or give another --results and --root")

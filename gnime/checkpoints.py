@@ -100,17 +100,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(content["tensors"], content["spec"], content["made_by"], content["extra"], identity)
 
 
-FLAGS = {"target": "--target", "xai": "--xai", "seed": "--seed", "image_size": "--image-size", "official": "--official",
+FLAGS = {"target": "--target", "xai": "--xai", "layer": "--layer", "published": "--published", "seed": "--seed",
+         "image_size": "--image-size", "official": "--official",
          "weight": "--weight", "stage": "--batch-size and --lr", "precision": "--precision", "width": "--width"}
+WHERE_GIVEN = ("layer", "published")  # flags that a record has only where they were given
 
 
 def require(path: Path, found: dict, wanted: dict) -> None:
-    """Compares an artifact's record `found` with the identity `wanted` of this run. Keys that only the record has are allowed.
+    """Compares an artifact's record `found` with the identity `wanted` of this run.
+
+    Keys that only the record has are allowed, but for those of `WHERE_GIVEN`.
 
     Raises:
         GnimeError: they differ. The message names the file, the first difference and the remedy.
     """
-    for key, value in wanted.items():
+    for key in (*wanted, *WHERE_GIVEN):
+        value = wanted.get(key)
         if found.get(key) != value:
             what = f"{key} {_short(found.get(key))}, this run has {_short(value)}"
             remedy = f"give the same {FLAGS[key]}, or " if key in FLAGS else ""

@@ -26,9 +26,14 @@ def warnings_about_images(data: Data) -> list[str]:
 
 def hardly_differ(array: Rows) -> bool:
     """Whether images or maps are nearly the same picture. At most 512 rows are compared."""
-    rows = np.asarray(array[:: max(1, len(array) // 512)], np.float64)
-    rows = rows / 255 if array.dtype == np.uint8 else rows
-    return bool(rows.std(0).mean() < HARDLY)
+    rows = array[:: -(-len(array) // 512)]
+    total, squares = (np.zeros(array.shape[1:]) for _ in range(2))
+    for row in rows:  # one by one, because together they may take gigabytes
+        row = np.asarray(row, np.float64) / (255 if array.dtype == np.uint8 else 1)
+        total += row
+        squares += np.square(row)
+    variance = squares / len(rows) - np.square(total / len(rows))
+    return bool(np.sqrt(variance.clip(min=0)).mean() < HARDLY)
 
 
 def warnings_about_training(name: str, history: list) -> list[str]:

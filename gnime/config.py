@@ -4,7 +4,6 @@ Imports the standard library only, so that `--help` is fast.
 Sources: [P] Jeong et al., NeurIPS 2022; [R] the authors' TensorFlow release; [G] our choice.
 """
 
-import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -109,7 +108,6 @@ PUBLISHED = {
 # Channels that an inverter needs at the side of the images; it has width / side. On 1,000 digits, 1, 2, 4 and 8 of them gave an
 # MSE of .012, .005, .005 and .002 after 80 epochs [G]
 CHANNELS = 8
-IMAGES, LABELS, PREDICTIONS = "images.npy", "labels.npy", "predictions.npy"  # of a folder of arrays
 IMAGE_SIZES = (16, 512)  # smallest and largest side; `models.inversion.bring` says how a side meets the networks
 
 
@@ -117,18 +115,6 @@ def target(name: str, image_size: int | None = None) -> Target:
     """The record of `name` in `TARGETS`. Any other name is a folder of class folders, with the networks of celeba."""
     record = TARGETS.get(name) or replace(_CELEBA, name=name, folder=name)
     return replace(record, size=image_size) if image_size else record
-
-
-def arrays_in(folder: Path) -> str:
-    """The source that the .npy files in a folder are: "record" where a service's predictions are among them, "arrays" where
-    there are images; empty where there are neither."""
-    kinds = {PREDICTIONS: "record", IMAGES: "arrays"}
-    return next((kind for name, kind in kinds.items() if os.path.lexists(folder / name)), "")
-
-
-def maps_file(folder: Path, xai: str) -> Path:
-    """A record's maps."""
-    return folder / f"explanations_{xai}.npy"
 
 
 def official_config(config: TrainConfig, target_name: str, network: str) -> TrainConfig:
@@ -179,6 +165,7 @@ class Run:
     weights: tuple[float, ...] = ()  # of the inversion loss, of train.py: one injector each; empty: the target's alone
     victim: str = ""  # FILE.py:NAME of a model of the user's own; empty: the paper's classifier, which prepare.py trains
     scale: str = "absolute"  # "absolute" or "signed", of maps by an explainer of the user's own, or of a record
+    layer: str = ""  # the module whose output Grad-CAM explains; empty: the last convolution
     files: tuple[tuple[str, str], ...] = ()  # other objects of the user's own; see ownentries.register
 
     @property
@@ -195,6 +182,11 @@ class Run:
     def published_identity(self) -> dict:
         """The part of an artifact's identity that does."""
         return {"published": self.published} if self.published_part else {}
+
+    @property
+    def xai_identity(self) -> dict:
+        """The part of an artifact's identity that says which explainer made its maps."""
+        return {"xai": self.xai, **({"layer": self.layer} if self.layer else {})}
 
     def given(self, kind: str, name: str) -> str:
         """The name of an explainer, a setting or an attacker as the command line has it, that is FILE.py:NAME of one's own."""
@@ -221,8 +213,8 @@ class Run:
     def command(self, script: str) -> str:
         """The command line of a script for the same data. For this run's own script it has all the flags that were given."""
         flags = {"--target": self.target.name, "--victim": self.victim or None, "--xai": self.given("xai", self.xai),
-                 "--scale": None if self.scale == "absolute" else self.scale, "--limit": self.limit,
-                 "--seed": self.seed or None,
+                 "--layer": self.layer or None, "--scale": None if self.scale == "absolute" else self.scale,
+                 "--limit": self.limit, "--seed": self.seed or None,
                  "--width": self.target.width if self.target.width != target(self.target.name).width else None,
                  "--image-size": self.target.size if self.target.size != target(self.target.name).size else None,
                  "--root": None if self.root == Path() else self.root,
@@ -268,7 +260,7 @@ class Run:
         own = [f"victim {self.victim}"] if self.victim else []
         return ", ".join([
             f"target {self.target.name} {shape}", *own, f"xai {self.given('xai', self.xai)}",
-            f"seed {self.seed}", f"limit {self.limit or 'none'}",
+            *([f"layer {self.layer}"] if self.layer else []), f"seed {self.seed}", f"limit {self.limit or 'none'}",
             f"width {self.target.width}", f"weight {weights}", f"epochs {config.epochs}",
             f"batch {config.batch_size}", f"lr {config.lr:g}", f"patience {config.patience}",
             f"mode {mode}", *([f"published {self.published}"] if self.published_part else []), f"root {self.root}",
@@ -281,7 +273,7 @@ class Run:
         del plain["jobs"], plain["weights"]  # the one changes no result, the other is told by each injector's own file
         if not self.published_part:
             del plain["published"]  # files of the paper's form say nothing of it
-        for name in ("victim", "scale", "files"):  # only where the run has objects of the user's own
+        for name in ("victim", "scale", "layer", "files"):  # only where they are given
             if plain[name] == getattr(Run, name):
                 del plain[name]
         plain["target"] = self.target.name

@@ -45,7 +45,12 @@ class Explainer(Entry):
     """(model, images (N, C, H, W) in [0, 1]) -> explanations (N, K, h, w) in [0, 1], float32.
 
     Maps of the user's own explainers may have any range; `explanations.explainer` scales them.
+
+    Attributes:
+        layers: whether it takes `layer`, the name of the module whose output it explains.
     """
+
+    layers: bool = False
 
 
 @dataclass(frozen=True)

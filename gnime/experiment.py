@@ -181,7 +181,7 @@ class Experiment:
             need: own[need](row).network if need in own else getattr(self, need) for need in row.needs})
 
     def _defence_identity(self, kind: str) -> dict:
-        return {"kind": kind, "target": self.run.target.name, "xai": self.run.xai, "seed": self.run.seed,
+        return {"kind": kind, "target": self.run.target.name, **self.run.xai_identity, "seed": self.run.seed,
                 "images": self.data.digest, "victim": self.answers_digest, "explanations": self.explanations.digest,
                 **self.run.published_identity}
 
@@ -190,7 +190,7 @@ class Experiment:
         identity = {"kind": "inverter", "target": self.run.target.name, "images": self.data.digest,
                     "victim": self.answers_digest, "row": [row.name, *row.identity()]} | self.run.published_identity
         if row.defence is not None:
-            identity |= {"xai": self.run.xai, "explanations": self.explanations.digest}
+            identity |= {**self.run.xai_identity, "explanations": self.explanations.digest}
         if row.needs_injector:
             identity |= {"injector": self.row_injector(row).digest}
         if "fitted" in row.needs:

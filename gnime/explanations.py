@@ -13,18 +13,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import arrays
-from .batches import AT_ONCE, CHUNK, gather_rows, iter_batches, slices
+from .batches import CHUNK, at_once, gather_rows, iter_batches, slices
 from .checkpoints import require
 from .config import Run
 from .data import Data
 from .device import Device, full_fp32
-from .errors import GnimeError, Unfinished, brief, place
+from .errors import GnimeError, Unfinished, UsageError, brief, place
+from .explainers.feature_map import WrongLayer
 from .explainers.stack import minmax, signed
 from .models.inversion import working_side
 from .paths import Paths
 from .registry import EXPLAINERS
 from .store import artifact_lock, digest_of, exists, weights_digest
-from .system import generator, say, warn
+from .system import Forecast, generator, say, warn
 
 COMPARED = 32  # of somebody else's maps are made anew
 SAME_MAPS = 0.9  # correlation with them from which they are taken as the same
@@ -63,7 +64,17 @@ def explainer(run: Run) -> tuple[Callable[[nn.Module, Tensor], Tensor], int | No
     function = entry.load()
     if entry.own:
         return functools.partial(own_maps, function, entry.function, run.scale, run.target.width), None
+    if run.layer:
+        function = functools.partial(_at_layer, function, run.layer)
     return (functools.partial(function, pool=pool) if pool else function), pool
+
+
+def _at_layer(function: Callable, layer: str, model: nn.Module, images: Tensor, **options: int) -> Tensor:
+    """The maps of an explainer at a layer. Raises UsageError where the network has no such layer, or it returns no maps."""
+    try:
+        return function(model, images, layer=layer, **options)
+    except WrongLayer as error:
+        raise UsageError(str(error)) from None
 
 
 def _pool(run: Run) -> int | None:
@@ -128,7 +139,11 @@ def try_explainer(run: Run, model: nn.Module, images: Tensor) -> None:
         raise
     except Exception as error:
         where = f" in {place(error)}" if place(error) else ""
+        if isinstance(error, (TypeError, ValueError)) and not (entry.own or where):  # it says itself what it does not take
+            raise GnimeError(f"{name} {str(error).removeprefix(f'{run.xai}: ')}") from None
         raise GnimeError(f"{name} raises{where} on images {tuple(images.shape)}: {brief(error)}") from None
+    if fault := _fault(maps, len(images), run.target.width):
+        raise GnimeError(f"{name} {fault}")
     if first.shape[1:] != maps.shape[1:]:
         raise GnimeError(f"{name} returns {tuple(maps.shape)} for {len(images)} images and {tuple(first.shape)} for one")
     if model.training or digest_of(model.state_dict()) != before:
@@ -150,7 +165,7 @@ class ExplanationTask:
     def identity(self) -> dict:
         """The record of the explanations' file. It has the explainer's version if that is not 1, and of one's own the scale."""
         explainer, scale = EXPLAINERS[self.run.xai], self.run.scale
-        return {"kind": "explanations", "target": self.run.target.name, "xai": self.run.xai, "images": self.data.digest,
+        return {"kind": "explanations", "target": self.run.target.name, **self.run.xai_identity, "images": self.data.digest,
                 "victim": self.victim_digest, "pool": _pool(self.run)} | (
                     {"version": explainer.version} if explainer.version != 1 else {}) | (
                     {"scale": scale} if explainer.own else {})
@@ -162,7 +177,7 @@ def protects(run: Run, data: Data, victim: nn.Module, maps: Sequence[int]) -> di
     Of the user's own explainer, "version" is the digest of its file, and "scale" says how its maps are scaled.
     """
     scale = {"scale": run.scale} if EXPLAINERS[run.xai].own else {}
-    return {"victim": weights_digest(victim), "xai": run.xai, "version": EXPLAINERS[run.xai].version, "pool": _pool(run),
+    return {"victim": weights_digest(victim), **run.xai_identity, "version": EXPLAINERS[run.xai].version, "pool": _pool(run),
             "image": list(data.images.shape[1:]), "maps": list(maps), "classes": len(data.classes),
             "published": run.published} | scale
 
@@ -174,6 +189,9 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
         GnimeError: they are missing and not `make`; or the file is damaged, or of another victim, explainer or other images.
     """
     path, run = paths.explanations, task.run
+    function, _ = explainer(run)
+    image = gather_rows(task.data.images, range(1), device.torch)
+    shape = (len(task.data.images), *function(task.victim, image).shape[1:])
     with artifact_lock(path, paths.root, device):
         finished = exists(path, paths.root)
         device.barrier()
@@ -185,9 +203,6 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
             raise Unfinished(f"{path} is missing; make it with: {run.command('prepare')}")
         device.barrier()
     maps = arrays.load(path)
-    function, _ = explainer(run)
-    image = gather_rows(task.data.images, range(1), device.torch)
-    shape = (len(task.data.images), *function(task.victim, image).shape[1:])
     loaded, maps = maps, arrays.channels_first(maps, shape[1:])
     if maps is not loaded:
         say(f"explanations  {path}: {loaded.rows.shape}, channels last; turned")
@@ -207,8 +222,7 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
 def tell_sides(image: int, explanation: int) -> None:
     """Tells at which sides the networks work, where those of images and maps are no powers of two."""
     for what, side in (("images", image), ("maps", explanation)):
-        if working_side(side) != side:
-            within = working_side(side)
+        if (within := working_side(side)) != side:
             say(f"{what:<13} {side} x {side}: networks work at {within} x {within}; what enters and leaves them is resized")
 
 
@@ -245,8 +259,8 @@ def _check_order(maps: arrays.Array, task: ExplanationTask, device: Device) -> N
 
 
 def _make(task: ExplanationTask, path: Path, device: Device) -> None:
-    began = time.monotonic()
-    n = len(task.data.images)
+    began, n = time.monotonic(), len(task.data.images)
+    forecast = Forecast("explanations", n, f"for {n} images")
     bar = tqdm(total=n, desc=task.run.xai, unit="image", disable=None if device.rank == 0 else True, leave=False)
     with full_fp32(), bar:
         batches = _explain(task, device)
@@ -262,6 +276,7 @@ def _make(task: ExplanationTask, path: Path, device: Device) -> None:
                                      "nothing was written")
                 writer.write(batch)
                 bar.update(len(batch))
+                forecast.step(len(batch))
                 batch = next(batches, None)
     seconds = time.monotonic() - began
     say(f"explanations  {path}: made in {seconds:.0f} s, {n / seconds:.0f} images/s")
@@ -270,7 +285,7 @@ def _make(task: ExplanationTask, path: Path, device: Device) -> None:
 def _explain(task: ExplanationTask, device: Device) -> Iterator[np.ndarray]:
     """Batches of maps in order. In a distributed run the processes compute batches in turn, and the first receives all."""
     function, pool = explainer(task.run)
-    batches = slices(range(len(task.data.images)), pool or AT_ONCE[device.torch.type])
+    batches = slices(range(len(task.data.images)), pool or at_once([task.data.images], device.torch))
     for start in range(0, len(batches), device.world):
         turn = batches[start : start + device.world]  # one batch per process
         maps = None

@@ -6,14 +6,15 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .cli import Formatter, Parser, add_published, guarded, own_files
+from .cli import guarded, own_files
 from .config import TARGETS, Run, target
 from .errors import GnimeError, UsageError
+from .flags import Formatter, Parser, add_layer, add_published
 from .flagtypes import maps_name, own_file, row_name, target_name
 from .ownentries import register
 from .ownfiles import is_own, own_name
 from .paths import Paths
-from .registry import EXPLAINERS, RESIDUAL, Row, find_row, injector_entry
+from .registry import EXPLAINERS, RESIDUAL, Row, find_row, injector_entry, takes_layer
 
 PROGRAM = "python -m gnime.export"
 FORMATS = (".onnx", ".pt2")
@@ -29,6 +30,7 @@ def parser() -> Parser:
     flags.add_argument("--xai", type=maps_name, default="lrp", metavar="XAI",
                        help=f"explainer: {', '.join(EXPLAINERS)}, or FILE.py:NAME or a record's name as the scripts had it; it "
                             "is not run")
+    add_layer(flags)
     flags.add_argument("--setting", type=row_name, required=True, metavar="SETTING",
                        help="gnime, cond-mean, prototypes-K or cond-prototypes-K")
     add_published(flags)
@@ -118,8 +120,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = flags.parse_args(arguments)
     if given.target in TARGETS and given.xai not in EXPLAINERS and not is_own(given.xai):
         flags.error(f"argument --xai: {given.xai!r} is none of {', '.join(EXPLAINERS)}, and not FILE.py:NAME")
+    if given.layer and not takes_layer(given.xai):
+        flags.error(f"argument --layer: {given.xai} does not take a layer; the flag is for --xai gradcam")
     run = Run("eval", target(given.target), own_name(given.xai), given.root, given.root / "datasets", gpu=-1,
-              published=given.published, victim=given.victim or "", files=own_files(flags, {"xai": [given.xai]}))
+              published=given.published, victim=given.victim or "", layer=given.layer or "",
+              files=own_files(flags, {"xai": [given.xai]}))
 
     def work() -> None:
         from .system import say, warn

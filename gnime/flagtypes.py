@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 from .config import IMAGE_SIZES
+from .filenames import layer_part
 from .ownfiles import check_spec, is_own
 from .registry import EXPLAINERS, find_row, injector_row
 
@@ -63,6 +64,13 @@ def target_name(text: str) -> str:
     letters = "".join(c for c in text if not unicodedata.category(c).startswith("M") and c not in JOINERS)
     if not re.fullmatch(r"\w[\w .+-]*", letters) or text.endswith((" ", ".", ".state")) or len(text.encode()) > 200:
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a folder in --datasets")
+    return text
+
+
+def layer_name(text: str) -> str:
+    """A type for flags: the name of a module, which can be a part of a file's name."""
+    if not text.isprintable() or not 1 < len(layer_part(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is not the name of a module, as features.7")
     return text
 
 

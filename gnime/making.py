@@ -1,7 +1,6 @@
 """Images and labels written to `aux/`: which pictures are used, their shuffle, and the list of where each row comes from."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from .config import SHUFFLE_SEED_PURPOSE, Run
 from .duplicates import find_copies
 from .errors import GnimeError, UsageError, printable
 from .paths import Paths
-from .pictures import decode
+from .pictures import decode, decoders
 from .sources import Source
 from .store import write_text
 from .system import permutation, say, warn
@@ -90,7 +89,7 @@ def _readable(run: Run, paths: Paths, source: Source) -> np.ndarray:
             return str(error).split("; ")[0]
         return None
 
-    with ThreadPoolExecutor() as pool:
+    with decoders() as pool:
         faults = list(pool.map(fault, source.files))
     lines = [text for text in faults if text]
     if lines:

@@ -4,6 +4,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import GnimeError, printable
 from .regular import open_regular
+from .threads import processors
 
 # Pillow's decoders in C. The others are slow, weakly recognised, or start programs (EPS starts Ghostscript).
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "SGI", "TIFF", "WEBP")
@@ -69,6 +71,21 @@ def decode(path: Path, channels: int, size: int) -> np.ndarray:
     else:
         return resize(torch.from_numpy(pixels)[None], size)[0].numpy()
     raise GnimeError(f"{printable(path, 1000)}: {fault}; put a good one there, or leave it out with --skip-bad")
+
+
+@contextmanager
+def decoders() -> Iterator[ThreadPoolExecutor]:
+    """Threads that decode pictures, one for each core: Pillow's decoders release the GIL.
+
+    PyTorch computes with one thread in each of them. It would start a team of threads for each picture, and these wait for each
+    other longer than they work.
+    """
+    usual = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(processors(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(usual)  # of threads that start later; in this one it never changed
 
 
 def _formats(path: Path) -> list[str]:

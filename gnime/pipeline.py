@@ -61,14 +61,13 @@ def prepare(run: Run) -> None:
 
 def _prepare(experiment: Experiment) -> None:
     run, device = experiment.run, experiment.device
-    # before anything is trained or written; `load_victim` does it with its own
-    if not (run.record or run.victim) and EXPLAINERS[run.xai].own:
+    if run.victim:
+        experiment.victim  # noqa: B018  checked, and the explainer with it, before anything is written
+    elif run.record:
+        experiment.predictions, experiment.explanations  # noqa: B018  made by all processes, and compared in `warnings`
+    elif EXPLAINERS[run.xai].own or run.layer:  # likewise before anything is trained
         untrained = build(classifier_spec(run.target, classes=10), run.seed).to(device.torch).eval().requires_grad_(False)
         try_explainer(run, untrained, trial_images(run, device))
-    if run.victim:
-        experiment.victim  # noqa: B018  checked before anything is written
-    if run.record:
-        experiment.predictions, experiment.explanations  # noqa: B018  made by all processes, and compared in `warnings`
     for warning in experiment.warnings if device.rank == 0 else ():
         warn(warning)
     _tell_victim(experiment)

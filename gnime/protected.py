@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .batches import AT_ONCE, channels_last
+from .batches import at_once, channels_last
 from .checkpoints import load_checkpoint
 from .errors import GnimeError
 from .explainers.graph import noted_logits
@@ -41,7 +41,7 @@ class Protected:
     Attributes:
         record: what the defence was made for: "victim" (hash of its weights), "xai" and its "version", "pool", "image" and
             "maps" (shapes of one of each), "classes", "published" (the form of predictions), "digest" (of the file); of an
-            explainer of one's own also "scale".
+            explainer of one's own also "scale", and of one at another layer than the usual one "layer".
     """
 
     def __init__(self, victim: nn.Module, explain: Explain, defence: nn.Module, record: dict):
@@ -49,7 +49,8 @@ class Protected:
         self.record = record
         self._victim, self._explain, self._defence = victim, explain, defence
         # another explainer may evaluate the victim at other images
-        self._is_ours = any(explain is EXPLAINERS[name].load() for name in PAPER_EXPLAINERS)
+        function = explain.func if isinstance(explain, functools.partial) else explain
+        self._is_ours = any(function is EXPLAINERS[name].load() for name in PAPER_EXPLAINERS)
 
     @classmethod
     @torch.inference_mode(False)  # what is made in inference mode could not be differentiated later
@@ -59,8 +60,9 @@ class Protected:
         Args:
             path: of an injector or of a fitted defence (`cond-mean`, `prototypes-K`, `cond-prototypes-K`).
             model: the victim, an `nn.Module` from images (N, C, H, W) in [0, 1] to logits (N, classes). It is not changed.
-            explainer: a name of the registry, or a function (model, images) -> maps that computes the same maps. An explainer
-                of one's own, which the scripts were given as FILE.py:NAME, is given so here too; the file is run.
+            explainer: a name of the registry, or a function (model, images) -> maps that computes the same maps. The file
+                records the layer of Grad-CAM. An explainer of one's own, which the scripts were given as FILE.py:NAME, is
+                given so here too; the file is run.
 
         Raises:
             GnimeError: the file is missing, damaged, no defence, or does not record its victim; or it was made for another
@@ -103,8 +105,8 @@ class Protected:
                 raise ValueError(f"images: a tuple of {len(images)} tensors; the victim takes one")
             return (self.attribute(images[0], target),)
         self._check_images(images)
-        images, kind = images.detach().to(torch.float32), images.device.type
-        batches = images.split(AT_ONCE[kind]) if len(images) > AT_ONCE[kind] else (images,)
+        images, kind, most = images.detach().to(torch.float32), images.device.type, at_once([images], images.device)
+        batches = images.split(most) if len(images) > most else (images,)
         with torch.no_grad(), _without_autocast(kind):
             maps, predictions = zip(*(self._protect(channels_last(batch)) for batch in batches), strict=True)
         if target is not None:
@@ -182,7 +184,13 @@ def _explainer(explainer: str | Explain, record: dict, path: Path) -> Explain:
     if EXPLAINERS[name].version != record["version"]:
         raise GnimeError(f"{path}: made for version {record['version']} of {name}, this is version {EXPLAINERS[name].version}; "
                          "make it again")
-    return EXPLAINERS[name].load() if isinstance(explainer, str) else explainer
+    return _registered(record) if isinstance(explainer, str) else explainer
+
+
+def _registered(record: dict) -> Explain:
+    """The registry's explainer of that name, at the record's layer."""
+    function = EXPLAINERS[record["xai"]].load()
+    return functools.partial(function, layer=record["layer"]) if "layer" in record else function
 
 
 def _is_own(record: dict) -> bool:
@@ -222,7 +230,7 @@ def check_explainer(explain: Explain, victim: nn.Module, record: dict, path: Pat
         raise GnimeError(f"{path}: made for maps of size {record['maps']}, this explainer's have {list(found.shape[1:])}")
     if _is_own(record):
         return
-    expected = EXPLAINERS[name].load()(victim, images)
+    expected = _registered(record)(victim, images)
     if (found - expected).abs().max() <= SAME:
         return
     shifted = found - found.amin((2, 3), keepdim=True)

@@ -9,11 +9,12 @@ import torch
 from . import arrays, checks
 from .batches import CHUNK, slices
 from .checkpoints import require
-from .config import IMAGES, LABELS, PREDICTIONS, PUBLISHED, Run, maps_file
+from .config import PUBLISHED, Run
 from .errors import GnimeError, Unfinished, UsageError
 from .experiment import Experiment
 from .explainers.stack import minmax, signed
 from .explanations import publish, tell_sides
+from .filenames import IMAGES, LABELS, PREDICTIONS, maps_file
 from .making import shuffled
 from .models.inversion import working_side
 from .networks import TrainedModel

@@ -11,8 +11,8 @@ import torch
 
 from . import npy
 from .batches import CHUNK, slices
-from .config import IMAGES, LABELS, PREDICTIONS, maps_file
 from .errors import GnimeError
+from .filenames import IMAGES, LABELS, PREDICTIONS, maps_file
 from .npy import Pictures
 from .pictures import resize
 from .store import open_artifact

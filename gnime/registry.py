@@ -99,10 +99,15 @@ def _by_name(*entries: Named) -> dict[str, Named]:
 
 EXPLAINERS = _by_name(
     Explainer("grad", "Gradient", "gnime.explainers.grad:grad"),
-    Explainer("gradcam", "Grad-CAM", "gnime.explainers.gradcam:gradcam"),
+    Explainer("gradcam", "Grad-CAM", "gnime.explainers.gradcam:gradcam", layers=True),
     Explainer("lrp", "LRP (z+)", "gnime.explainers.lrp:lrp"),
 )
 PAPER_EXPLAINERS = ("grad", "gradcam", "lrp")  # of the paper's table
+
+
+def takes_layer(xai: str) -> bool:
+    """Whether the explainer of that name can be told which layer it explains."""
+    return xai in EXPLAINERS and EXPLAINERS[xai].layers
 
 
 def _no_bits() -> float:

@@ -65,6 +65,7 @@ def _write_result(options: argparse.Namespace, cell: Cell, run: Run, measured: d
     attackers = " ".join(shlex.quote(run.given("attackers", name)) for name in run.attackers)
     flags = {"--preset": options.preset, "--targets": shlex.quote(cell[0]), "--xai": shlex.quote(run.given("xai", run.xai)),
              "--seeds": cell[2], "--victim": shlex.quote(run.victim) if run.victim else None,
+             "--layer": shlex.quote(run.layer) if run.layer else None,
              "--scale": None if run.scale == "absolute" else run.scale,
              **{f"--{name.replace('_', '-')}": getattr(options, name) for name in (
                  "limit", "image_size", "width", "epochs", "batch_size", "lr", "drop_duplicates")},

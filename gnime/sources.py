@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from . import originals, records
 from .config import Run, Target
 from .errors import GnimeError
 from .folders import Listing, list_pictures
-from .pictures import decode, resize
+from .pictures import decode, decoders, resize
 from .system import warn
 
 
@@ -150,7 +149,7 @@ def _pictures(run: Run) -> Source:
     target, files = run.target, listing.files
 
     def read(indices: Sequence[int]) -> np.ndarray:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the GIL
+        with decoders() as pool:
             return np.stack(list(pool.map(lambda i: decode(files[i], target.channels, target.size), indices)))
 
     return Source(labels, listing.classes, read, _of_listing(listing), files, listing.folder)

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ._commit import COMMIT
 from .errors import UsageError
@@ -92,6 +93,45 @@ def warn(line: str) -> None:
 def seconds_since(began: float) -> str:
     """The time since `began`, a value of `time.monotonic()`, as text."""
     return f"{time.monotonic() - began:.1f} s"
+
+
+class Forecast:
+    """Says once how long a work of equal steps will take, if that is long.
+
+    The first step does not count, because it allocates memory and chooses kernels.
+
+    Args:
+        name: of the work, as in other messages.
+        steps: of all of it.
+        what: the end of the message, as "for 100 epochs".
+    """
+
+    AFTER, LONG = 10.0, 120.0  # seconds of work after which it is said, and seconds that are long
+
+    def __init__(self, name: str, steps: int, what: str):
+        self._name, self._left, self._what = name, steps, what
+        self._began, self._done, self._told = 0.0, 0, False
+
+    def step(self, steps: int = 1) -> None:
+        """So many steps are done."""
+        self._left -= steps
+        if not self._began:
+            self._began = time.monotonic()
+            return
+        self._done += steps
+        seconds = time.monotonic() - self._began
+        if self._told or seconds < self.AFTER:
+            return
+        self._told = True
+        if (rest := seconds / self._done * self._left) >= self.LONG:
+            with tqdm.external_write_mode():  # a progress bar steps aside
+                say(f"{self._name:<13} {in_words(rest)} {self._what}")
+
+
+def in_words(seconds: float) -> str:
+    """A time of at least a minute, as "about 40 minutes"."""
+    unit, size = next((unit for unit in (("days", 86_400), ("hours", 3600)) if seconds >= 2 * unit[1]), ("minutes", 60))
+    return f"about {seconds / size:.0f} {unit}"
 
 
 def retain_freed_memory() -> None:

@@ -3,8 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 
-from .config import IMAGE_SIZES, IMAGES, PREDICTIONS, TARGETS, Target, arrays_in, maps_file, target
+from .config import IMAGE_SIZES, TARGETS, Target, target
 from .errors import GnimeError
+from .filenames import IMAGES, PREDICTIONS, arrays_in, maps_file
 from .ownfiles import is_own
 from .registry import EXPLAINERS
 from .threads import configure_threads

@@ -20,7 +20,7 @@ from .errors import GnimeError
 from .graphs import Step
 from .models.injector import Injector, two_player_step
 from .resuming import Resumable, StateFile
-from .system import Interrupt, derive_seed, permutation
+from .system import Forecast, Interrupt, derive_seed, permutation
 
 
 def _share(rows: Tensor, device: Device) -> tuple[Tensor, float]:
@@ -75,10 +75,12 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     plain = run.plain
     plain.setdefault("best_score", None)
     plain.setdefault("best_epoch", 0)
+    left = config.epochs - plain["epoch"]
+    forecast = Forecast(task.name, left * math.ceil(len(task.rows) / config.batch_size), f"if it takes all {left} epochs")
     with Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar:
         while plain["epoch"] < config.epochs and not _stale(plain, config):
             epoch = plain["epoch"]
-            train_loss = _epoch(task, run, step, interrupt)
+            train_loss = _epoch(task, run, step, forecast, interrupt)
             score = _same_everywhere(_validate(task, device), device)
             if plain["best_score"] is None or (score > plain["best_score"]) == task.higher and score != plain["best_score"]:
                 plain["best_score"], plain["best_epoch"] = score, epoch + 1
@@ -130,7 +132,7 @@ def _one_player_step(task: TrainingTask, device: Device, batch: list, share: flo
     return loss.detach()
 
 
-def _epoch(task: TrainingTask, run: Resumable, gradients: Step, interrupt: Interrupt) -> float:
+def _epoch(task: TrainingTask, run: Resumable, gradients: Step, forecast: Forecast, interrupt: Interrupt) -> float:
     """Trains one epoch. Returns the mean training loss."""
     network, device, epoch, (optimiser,) = task.network, run.device, run.plain["epoch"], run.optimisers
     network.train()
@@ -150,6 +152,7 @@ def _epoch(task: TrainingTask, run: Resumable, gradients: Step, interrupt: Inter
             optimiser.zero_grad()
         average_gradients(network, device.world)
         optimiser.step()
+        forecast.step()
     return run.finish(total, finite, epoch, len(parts)).item() / len(order)
 
 
@@ -191,11 +194,13 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
     step = Step(partial(_two_player_step, task, device), run.networks, device)
     plain, n = run.plain, len(task.rows)
     size = min(task.config.batch_size, n)
+    left = task.config.epochs - plain["epoch"]
+    forecast = Forecast("injector", left * (n // size), f"for {left} epochs")
     with Interrupt() as interrupt, _progress("injector", task.config, plain, device) as bar:
         while plain["epoch"] < task.config.epochs:
             epoch = plain["epoch"]
             order = permutation(n, task.seed, "injector", "order", epoch)[: n // size * size] + task.rows.start
-            plain["history"].append(_minmax_epoch(task, run, step, order.split(size), interrupt))
+            plain["history"].append(_minmax_epoch(task, run, step, order.split(size), forecast, interrupt))
             plain["epoch"] = epoch + 1
             bar.update()
             bar.set_postfix(distortion=f"{plain['history'][-1][0]:.4g}", inversion=f"{plain['history'][-1][1]:.4g}")
@@ -214,8 +219,8 @@ def _two_player_step(task: MinMaxTask, device: Device, batch: list, share: float
     return torch.stack([losses.distortion, losses.inversion, losses.inverter])
 
 
-def _minmax_epoch(task: MinMaxTask, run: Resumable, gradients: Step, parts: Sequence[Tensor], interrupt: Interrupt,
-                  ) -> list[float]:
+def _minmax_epoch(task: MinMaxTask, run: Resumable, gradients: Step, parts: Sequence[Tensor], forecast: Forecast,
+                  interrupt: Interrupt) -> list[float]:
     """Trains one epoch. Returns the mean of each loss over the steps."""
     device, epoch = run.device, run.plain["epoch"]
     total, finite = torch.zeros(3, device=device.torch), torch.tensor(len(parts), device=device.torch)
@@ -233,6 +238,7 @@ def _minmax_epoch(task: MinMaxTask, run: Resumable, gradients: Step, parts: Sequ
         for network, optimiser in zip(run.networks, run.optimisers, strict=True):
             average_gradients(network, device.world)
             optimiser.step()
+        forecast.step()
     return (run.finish(total, finite, epoch, len(parts)) / len(parts)).tolist()
 
 

@@ -298,7 +298,7 @@ def test_gradcam_names_layers_and_refuses_tokens():
     model, images = Backwards(), torch.rand(2, 1, 8, 8)
     with pytest.raises(ValueError, match="--layer conv9: .* first, second, norm$"):
         gradcam(model, images, layer="conv9")
-    with pytest.raises(TypeError, match=r"--layer fc: its output is \(1, 3\), .* first, second, norm$"):
+    with pytest.raises(ValueError, match=r"--layer fc: its output is \(1, 3\), .* first, second, norm$"):
         gradcam(model, images, layer="fc")
     tokens = Tokens()
     with pytest.raises(TypeError, match="tokens, .* --layer NAME .*--xai FILE.py:NAME"):

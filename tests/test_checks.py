@@ -1,5 +1,6 @@
 """What arrays of one's own must be before they are used, and what is said of data that mean nothing."""
 
+import tracemalloc
 from dataclasses import replace
 
 import h5py
@@ -136,6 +137,20 @@ def test_an_injector_that_ends_in_a_burst_is_named():
     assert checks.warnings_about_training("injector", [[9.0, 0.1, 0.1]]) == []
     (line,) = checks.warnings_about_training("gnime@30 injector", [*steady[:-1], [5.0, 0.1, 0.1]])
     assert line.startswith("gnime@30 injector: ") and "2.3 times" in line, "5 over 2.2, the middle one of 2, 2.2 and 5"
+
+
+def test_rows_are_compared_one_by_one():
+    """As 64-bit numbers 512 rows of 512 x 512 pixels would take 3 GB at once."""
+    maps = np.random.default_rng(0).random((700, 1, 64, 64), np.float32) / 100
+    deviation = maps[::2].astype(np.float64).std(0).mean()
+    tracemalloc.start()
+    for factor in (0.99, 1.01):
+        scaled = maps * np.float32(factor * checks.HARDLY / deviation)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        assert checks.hardly_differ(scaled) == (factor < 1)
+        assert tracemalloc.get_traced_memory()[1] - before < 10 * maps[0].nbytes * 2
+    tracemalloc.stop()
 
 
 def test_copies_across_the_splits_are_named():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gnime import arrays, data
-from gnime.batches import batches, gather_rows, slices
+from gnime.batches import at_once, batches, gather_rows, iter_batches, mean_std, slices
 from gnime.cli import resolve
 from gnime.data import Splits, load_images, missing_source
 from gnime.errors import GnimeError, UsageError
@@ -388,3 +388,22 @@ def test_missing_mnist_names_the_folder_without_a_network(tmp_path, monkeypatch)
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", no_network)
     with pytest.raises(GnimeError, match=r"MNIST.*no route to host.*--datasets"):
         open_source(run_for(tmp_path, "--target", "mnist")[0])
+
+
+def test_fewer_large_images_are_taken_at_once(monkeypatch):
+    """64 of up to 128 x 128 on the CPU, and of larger ones as many as have no more pixels."""
+    def images(side):
+        return np.broadcast_to(np.uint8(0), (130, 3, side, side))
+
+    logits = np.zeros((130, 10), np.float32)
+    assert [at_once([None, logits, images(side)], CPU) for side in (16, 128, 129, 224, 512)] == [64, 64, 63, 20, 4]
+    assert at_once([images(16), images(224), logits], CPU) == 20 and at_once([logits], CPU) == 64
+    assert at_once([images(224)], torch.device("cuda")) == 83
+    sizes = [len(batch[0]) for _, batch in iter_batches([images(224)], range(45), CPU)]
+    assert sizes == [20, 20, 5]
+
+    maps = np.random.default_rng(0).random((30, 1, 8, 8), np.float32)
+    expected = [maps[3:30].mean(dtype=np.float64), maps[3:30].std(dtype=np.float64)]
+    for most in (1 << 24, 64 * 7, 1):
+        monkeypatch.setattr("gnime.batches.MOST_VALUES", most)
+        assert mean_std(maps, range(3, 30)) == pytest.approx(expected, rel=1e-12)

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gnime import pictures
@@ -137,3 +138,20 @@ def test_text_of_strangers_is_cut_and_cleaned():
     assert printable("café 写真") == "café 写真"
     assert printable("caf\udce9\n\x1b[31m\u202e") == r"caf\udce9\n\x1b[31m\u202e"
     assert len(printable("x" * 999)) == 200
+
+
+def test_decoders_run_at_once_with_one_thread_of_pytorch_each(monkeypatch):
+    monkeypatch.setattr(pictures, "processors", lambda: 3)
+    usual, together = torch.get_num_threads(), threading.Barrier(3)
+    torch.set_num_threads(2)
+    try:
+        with pictures.decoders() as pool:
+            assert list(pool.map(lambda _: (together.wait(10), torch.get_num_threads())[1], range(3))) == [1, 1, 1]
+            assert torch.get_num_threads() == 2
+        later = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert (torch.get_num_threads(), later) == (2, [2])
+    finally:
+        torch.set_num_threads(usual)

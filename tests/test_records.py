@@ -353,6 +353,7 @@ def test_damaged_headers_are_told_in_one_line(arrays, tmp_path):
 
 @pytest.mark.parametrize(("more", "line"), [
     (["--victim", f"{__file__}:Killed"], "argument --victim: .*service's record .*without a model"),
+    (["--xai", "gradcam", "--layer", "relu0"], "argument --layer: "),
     (["--xai", f"{__file__}:Killed"], "argument --xai: the maps of a record are in .*explanations_NAME.npy; give that NAME; "),
     (["--xai", "labels"], "give that NAME, which may not be labels"),
     (["--xai", "../ig"], "argument --xai: '../ig' is none of grad, gradcam, lrp"),

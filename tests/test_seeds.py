@@ -83,6 +83,9 @@ def test_a_flag_that_changes_a_preset_keeps_its_results_apart():
     assert kept("--weight", "30", "--jobs", "2", "--attackers", "all", "--gpu", "-1") == "paper", "rows and attackers are told"
     for flags in (["--width", "64"], ["--epochs", "3"], ["--lr", "0.1"], ["--batch-size", "9"], PICTURES[:1], PICTURES[1:]):
         assert kept(*flags) == kept(*flags, "--preset", "reduced") == "own"
+    assert kept("--layer", "relu0", xai="gradcam") == "own"
+    options = parser().parse_args(["--targets", "digits", "--xai", "gradcam", "--layer", "relu0"])
+    assert result_path(options, ("digits", "gradcam", 2)).as_posix() == "results/own/digits_gradcam@relu0_seed2.json"
     assert kept(name="faces") == "own" and kept("--limit", "9", name="faces") == "own_limit9"
     options = parser().parse_args(["--targets", "faces", "--image-size", "32"])
     assert result_path(options, ("faces", "lrp", 2)).as_posix() == "results/own/faces_lrp_seed2.json"
@@ -91,6 +94,7 @@ def test_a_flag_that_changes_a_preset_keeps_its_results_apart():
 
 @pytest.mark.parametrize(("flags", "named"), [
     (["--image-size", "32"], "--image-size: the size of digits is fixed"), (["--scale", "signed"], "--scale"),
+    (["--layer", "relu0"], "--layer: lrp does not take a layer"),
     (["--width", "100"], "--width"), (["--victim", "nowhere.py:model"], "nowhere.py"),
     (["--xai", "nowhere.py:maps"], "nowhere.py"), (["--settings", "nowhere.py:blur"], "nowhere.py"),
     (["--attackers", "nobody"], "nobody")])

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
     {"errors", "npy", "ownfiles", "regular", "threads", "products", "_commit"},
-    {"config", "registry", "entries", "streams", "ownentries", "flagtypes", "paths", "targets"},
+    {"config", "filenames", "registry", "entries", "streams", "ownentries", "flagtypes", "flags", "paths", "targets"},
     {"system"}, {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"},
     {"models", "explainers", "metrics"}, {"ops"},
     {"batches", "graphs", "duplicates", "pictures", "folders", "originals", "records", "sources"}, {"making"},
@@ -26,8 +26,8 @@ LAYERS = [
 # take the network as an argument; import torch, themselves and the packages named here
 PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
 # the command line answers at once
-LIGHT = {"cells", "cli", "config", "entries", "errors", "flagtypes", "ownentries", "ownfiles", "registry", "streams", "targets",
-         "threads", "__init__"}
+LIGHT = {"cells", "cli", "config", "entries", "errors", "filenames", "flags", "flagtypes", "ownentries", "ownfiles", "registry",
+         "streams", "targets", "threads", "__init__"}
 
 
 def dotted(path):

@@ -1,5 +1,6 @@
 """The feature map of a network that Grad-CAM explains: which one it is, and the logits as a function of it."""
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,10 @@ DENSE = {"linear", "multi_head_attention_forward"}
 ALONG = {*NORMS, "dropout", "dropout2d", "feature_dropout", "contiguous", "clone"}
 JOINS = {"add", "cat", "concat", "concatenate"}  # between the last convolution and a ReLU: residual and dense connections
 KEPT = 20  # names that a message lists
+
+
+class WrongLayer(ValueError):
+    """The network has no module of the name, or that module's output is no feature map that the logits depend on."""
 
 
 class Watch(Tape):
@@ -96,8 +101,7 @@ def at_layer(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tens
     """As `at_step`, for the output of the module of that name in its last call.
 
     Raises:
-        TypeError: its output is no map.
-        ValueError: no module of that name is called.
+        WrongLayer: no module of that name is called, or its output is no map.
     """
     calls: dict[str, list[object]] = {}
     with torch.no_grad():
@@ -106,13 +110,13 @@ def at_layer(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tens
     maps = [name for name, found in calls.items() if _is_map(found[-1])]
     if layer not in calls:
         left_out = f" and {len(maps) - KEPT} before them" if len(maps) > KEPT else ""
-        raise ValueError(f"--layer {layer}: no module of that name is called; those that return feature maps, in order, are "
+        raise WrongLayer(f"--layer {layer}: no module of that name is called; those that return feature maps, in order, are "
                          f"{', '.join(maps[-KEPT:])}{left_out}")
     if layer not in maps:
         out = calls[layer][-1]
         what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-        raise TypeError(f"--layer {layer}: its output is {what}, Grad-CAM needs a feature map (N, K, h, w); modules with one, "
-                        f"in order, are {', '.join(maps[-KEPT:]) or 'not there; use --xai grad'}")
+        raise WrongLayer(f"--layer {layer}: its output is {what}, Grad-CAM needs a feature map (N, K, h, w) of more than one "
+                         f"pixel; modules with one, in order, are {', '.join(maps[-KEPT:]) or 'not there; use --xai grad'}")
     leaves: list[Tensor] = []
 
     def replace(_: object, out: Tensor) -> Tensor | None:
@@ -125,16 +129,23 @@ def at_layer(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tens
 
 
 def _is_map(out: object) -> bool:
-    return isinstance(out, Tensor) and out.ndim == 4 and out.is_floating_point()
+    return isinstance(out, Tensor) and out.ndim == 4 and out.is_floating_point() and out.shape[2:].numel() > 1
 
 
 def _run(model: nn.Module, images: Tensor, hooks: dict[str, Callable]) -> Tensor:
-    """The logits, with (inputs, output) hooks of the modules of these names, which are removed afterwards."""
-    modules = dict(model.named_modules())
+    """The logits, with (inputs, output) hooks of the modules of these names, which are removed afterwards.
+
+    Calls from other threads, which may explain images of their own at the same time, do not reach the hooks.
+    """
+    modules, ours = dict(model.named_modules()), threading.get_ident()
+
+    def of_this_thread(hook: Callable) -> Callable:
+        return lambda _, inputs, out: hook(inputs, out) if threading.get_ident() == ours else None
+
     handles = []
     try:
         for name, hook in hooks.items():
-            handles.append(modules[name].register_forward_hook(lambda _, inputs, out, hook=hook: hook(inputs, out)))
+            handles.append(modules[name].register_forward_hook(of_this_thread(hook)))
         logits = model(images.clone())
     finally:
         for handle in handles:

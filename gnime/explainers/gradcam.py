@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .entry import evaluation, explainer
-from .feature_map import at_layer, at_step, last_feature_map
+from .feature_map import WrongLayer, at_layer, at_step, last_feature_map
 from .graph import check_logits
 from .stack import apply, layers, minmax, pool_first
 
@@ -23,9 +23,11 @@ def gradcam(model: nn.Module, images: Tensor, pool: int | None = None, layer: st
     where images require gradients.
 
     Raises:
-        TypeError: the model does not return logits, or they have no gradient with respect to A, or A is no map: a
-            transformer's tokens.
-        ValueError: the model has no convolution, or no module of that name; the message lists those there are.
+        TypeError: the model does not return logits, or they have no gradient with respect to A, or it turns images into
+            tokens, as a transformer does.
+        ValueError: the model has no convolution.
+        WrongLayer: a ValueError. The model has no module of that name, or its output is no map that the logits depend on. The
+            message lists the modules that return maps.
     """
     stack = layers(model) if layer is None else None
     if stack is not None:
@@ -73,5 +75,7 @@ def _of_module(model: nn.Module, images: Tensor, layer: str | None) -> tuple[Ten
         (gradient,) = torch.autograd.grad(score, activation, create_graph=images.requires_grad, allow_unused=True)
         if gradient is not None:
             return activation, gradient
-    raise TypeError(f"gradcam: the logits have no gradient with respect to the output of {layer or 'the last convolution'}; "
-                    "choose another layer with --layer NAME")
+    if layer:
+        raise WrongLayer(f"--layer {layer}: the logits have no gradient with respect to its output; choose another layer")
+    raise TypeError("gradcam: the logits have no gradient with respect to the output of the last convolution; choose another "
+                    "layer with --layer NAME")

@@ -17,7 +17,9 @@ SHOWN_LEAK = (-0.4, 1.4)  # what lies farther out stands at the edge
 
 def headline(content: dict) -> str:
     """Which data, how many test images, and which intervals."""
-    return (f"{content['target']}, {content['xai']}, seed {content['seed']}: n = {content['n']['test']} test images, "
+    layer = content["configuration"].get("layer")
+    explainer = content["xai"] + (f" of {layer}" if layer else "")
+    return (f"{content['target']}, {explainer}, seed {content['seed']}: n = {content['n']['test']} test images, "
             "95 % intervals over them")
 
 

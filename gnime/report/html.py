@@ -75,8 +75,10 @@ def fill(template: str, pictures: dict[str, bytes], **values: object) -> str:
 
 
 def explainer_title(content: dict) -> str:
-    known = content["xai"] in EXPLAINERS and "record" not in content  # whose maps may be anybody's
-    return EXPLAINERS[content["xai"]].title if known else content["xai"]
+    """In words, with the layer where one was given."""
+    name, layer = content["xai"], content["configuration"].get("layer")
+    known = name in EXPLAINERS and "record" not in content  # whose maps may be anybody's
+    return (EXPLAINERS[name].title if known else name) + (f" of {layer}" if layer else "")
 
 
 def _summary(row: Point, content: dict, verdict: Verdict) -> dict:
