@@ -1,5 +1,6 @@
 """Exported defences, run by onnxruntime and by PyTorch alone, against the network in the defence's file."""
 
+import copy
 import json
 import sys
 
@@ -11,7 +12,7 @@ from gnime import export, formats
 from gnime.checkpoints import load_checkpoint
 from gnime.config import Run, target
 from gnime.errors import GnimeError
-from gnime.networks import rebuild
+from gnime.networks import build, rebuild
 from gnime.paths import Paths
 from gnime.registry import find_row
 from gnime.store import write_text
@@ -187,3 +188,19 @@ def test_an_evaluation_that_says_nothing_of_the_defence_is_named(tmp_path):
     assert judged("f")[0] is None
     row = find_row("cond-mean")
     assert judged("f") == (0.25, [0.2, 0.3], [])
+
+
+def test_terms_that_cancel_leave_the_same_numbers_everywhere():
+    """Coefficients of 50 and -50 for neighbouring centres, whose sum is of order 1, as a regression with a small ridge has."""
+    network = build({"network": "cond-mean", "shape": [1, 4, 4], "classes": 10, "centres": 400}).eval()
+    network.centres.normal_(std=0.01)
+    network.coefficients.copy_(50 * torch.tensor([1.0, -1.0]).repeat(200)[:, None].expand(400, 16))
+    logits, twin = torch.randn(50, 10), copy.deepcopy(network).double()
+    exact = twin.means.new_zeros(50, 16) + torch.exp(
+        -(logits.double()[:, None] - twin.centres).square().sum(2) / 2) @ twin.coefficients
+    assert exact.abs().max() > 0.1, "there is something to compare"
+    network.means += 0.5  # so that nothing is cut off at 0
+    found = network(None, logits).flatten(1)
+    assert torch.allclose(found.double(), (exact + 0.5).clamp(0, 1), rtol=0, atol=1e-6)
+    content = formats.convert(network, (torch.rand(50, 1, 4, 4), logits), ".onnx", {})
+    assert (formats.run(content, ".onnx", (torch.rand(50, 1, 4, 4), logits)).flatten(1) - found).abs().max() < 1e-6

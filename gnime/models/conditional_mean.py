@@ -6,12 +6,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+COLUMNS = 4096  # pixels whose coefficients are float64 at a time
+
 
 class ConditionalMean(nn.Module):
     """g(y) = clip(m[argmax y] + sum_j k(z, z_j) a_j, 0, 1), with k(z, z') = exp(-|z - z'|^2 / 2 h^2).
 
     z is y standardised and divided by the square root of the number of classes. `gnime.defences.cond_mean` fits the buffers:
-    m `means`, z_j `centres`, a_j `coefficients`, h `width`.
+    m `means`, z_j `centres`, a_j `coefficients`, h `width`. The sum is float64, because its terms can be a thousand times as
+    large as it is.
 
     Args:
         shape: of one map, (K, S, S).
@@ -33,13 +36,11 @@ class ConditionalMean(nn.Module):
 
     def forward(self, explanation: Tensor | None, prediction: Tensor) -> Tensor:
         """prediction (N, classes) logits; the explanation is ignored. Returns g(y) (N, K, S, S) in [0, 1]."""
-        z = (prediction - self.offset) / self.scale  # (N, classes)
-        rest = self.combine(gaussian(z, self.centres, self.width))  # (N, K S S)
-        return (self.means[prediction.argmax(1)] + rest.view(-1, *self.shape)).clamp(0, 1)
-
-    def combine(self, weights: Tensor) -> Tensor:
-        """sum_j k(z, z_j) a_j. weights (N, centres) -> (N, K S S)."""
-        return weights @ self.coefficients
+        z = (prediction.double() - self.offset) / self.scale  # (N, classes)
+        weights = gaussian(z, self.centres.double(), self.width.double())  # (N, centres)
+        parts = [weights @ columns.double() for columns in self.coefficients.split(COLUMNS, 1)]
+        rest = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # (N, K S S)
+        return (self.means[prediction.argmax(1)] + rest.to(self.means).view(-1, *self.shape)).clamp(0, 1)
 
 
 def gaussian(one: Tensor, other: Tensor, width: Tensor | float) -> Tensor:

@@ -7,18 +7,15 @@ The fast ones compute what the plain networks of `gnime.models` compute, outputs
 from torch import nn
 
 from ..models.classifier import Classifier
-from ..models.conditional_mean import ConditionalMean
 from ..models.inversion import Decoder, Encoder
 from .classifier import FastClassifier
-from .conditional_mean import FastConditionalMean
 from .inverters import FastDecoder, FastEncoder
 
-FAST: dict[type, type] = {Encoder: FastEncoder, Decoder: FastDecoder, Classifier: FastClassifier,
-                          ConditionalMean: FastConditionalMean}
+FAST: dict[type, type] = {Encoder: FastEncoder, Decoder: FastDecoder, Classifier: FastClassifier}
 
 
 def accelerate(network: nn.Module) -> nn.Module:
-    """Replaces, in place, the network's encoders, decoders, classifiers and conditional means by fast ones. Returns it.
+    """Replaces, in place, the network's encoders, decoders and classifiers by fast ones. Returns it.
 
     Parameters, state-dict keys and values stay; a module's class becomes a subclass of what it was. Modules of other classes
     stay as they are. An accelerated network calls no forward hooks of its convolutions and of a classifier's dense layers, and
