@@ -119,9 +119,14 @@ class Runner:
 
 
 @pytest.fixture
-def runner(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(cells.REDUCED, "digits", TINY)
+def no_pictures(monkeypatch):
+    """Most of a small evaluation's time; `small_root` has them, and one that fails is only a warning."""
     monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
+
+
+@pytest.fixture
+def runner(capsys, tmp_path, monkeypatch, no_pictures):
+    monkeypatch.setitem(cells.REDUCED, "digits", TINY)
     monkeypatch.setattr(figures, "injector_losses", lambda *_: None)
     monkeypatch.setattr(seeds, "frontiers", lambda *_: {})
     monkeypatch.chdir(tmp_path)

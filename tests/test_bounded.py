@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from gnime import evaluate, pipeline
+from gnime import evaluate
 from gnime.checkpoints import load_checkpoint
 from gnime.cli import resolve
 from gnime.defences import DefenceInputs, DefenderData, cond_mean, prototypes
@@ -297,11 +297,6 @@ def test_help_names_the_families(capsys):
 # --- through the scripts ---------------------------------------------------------------------------------------------
 
 BOUNDED = ["cond-mean", "prototypes-3", "cond-prototypes-2"]
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
 
 
 def files(root, name):

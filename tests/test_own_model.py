@@ -370,7 +370,7 @@ def coarse(model, images):
     flags = ["--victim", "own.py:model", "--xai", "own.py:coarse", "--image-size", "20", "--gpu", "-1", "--limit", "40",
              "--width", "64", "--epochs", "1", "--root", "r"]
     monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
-    monkeypatch.setattr(pipeline.figures, "injector_losses", lambda *_: None)
+    monkeypatch.setattr("gnime.report.figures.injector_losses", lambda *_: None)
     for script in ("prepare", "train", "eval"):
         code, out, err = run(capsys, script, *flags, *(["--attackers", "kernel", "unet"] if script == "eval" else []))
         assert code == 0, err

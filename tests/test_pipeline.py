@@ -60,12 +60,6 @@ def files(small_root):
     return Files(small_root)
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Most of an evaluation's time here; `small_root` has them."""
-    monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
-
-
 # --- the artifacts ---------------------------------------------------------------------------------------------------
 
 
