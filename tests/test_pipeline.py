@@ -241,6 +241,7 @@ def test_noise_levels_are_variances_of_gnimes_distortion(small_root, scripts, ro
     assert found["rnd"] == pytest.approx(found["gnime"], rel=0.15)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_table_is_the_same_in_every_form(scripts, root_copy):
     code, out, _ = scripts("eval", root_copy)
     assert code == 0

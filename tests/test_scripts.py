@@ -82,6 +82,7 @@ def test_hickle_opens_the_arrays(finished):
     assert sorted(set(labels)) == list(range(10))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_found_artifacts_are_not_made_again(finished):
     before = {p: p.stat().st_mtime_ns for folder in ("models", "aux") for p in (finished / folder).rglob("*.*") if p.is_file()
               and not p.name.endswith(".lock")}
@@ -203,6 +204,7 @@ def folder(tmp_path):
 FOLDER = ["--target", "shapes", "--image-size", "16", "--gpu", "-1", "--width", "64", "--epochs", "1", "--batch-size", "8"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_folder_target(folder, tmp_path):
     for script in ("prepare", "train", "eval"):
         assert main(script, [*FOLDER, "--root", str(tmp_path)]) == 0
