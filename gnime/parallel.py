@@ -111,7 +111,7 @@ def _fault(pipe: Connection, process: multiprocessing.Process) -> GnimeError | N
 
 
 def _child(pipe: Connection, work: Work, seconds: float) -> None:
-    """Leaves the terminal's process group: Ctrl-C then reaches this process once, from its parent."""
+    """Leaves the terminal's process group: Ctrl-C then reaches this process once, by `_interrupt_once`."""
     os.setsid()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     stop_after(seconds)
@@ -136,6 +136,7 @@ def _child(pipe: Connection, work: Work, seconds: float) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
+    """Its parent, the process that it was forked from, ends when the one that calls `run_side_by_side` has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnime import cells, ops
+from gnime import cells, ops, system
 from gnime.config import Run, target
 from gnime.models.classifier import Classifier
 from gnime.models.inversion import Decoder, Encoder
@@ -108,6 +108,7 @@ def kit(monkeypatch, tmp_path):
     """Imports a module of the kit, whose work is in `tmp_path`; neither it nor what it changes stays."""
     monkeypatch.setattr(cells, "REDUCED", dict(cells.REDUCED))
     monkeypatch.setattr(ops, "FAST", dict(ops.FAST))
+    monkeypatch.setattr(system, "_deadline", system._deadline)
     for folder in (KIT.parent, KIT):
         monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("WORK", str(tmp_path / "work"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Scripts
-from works import fail, note, until_interrupted
+from works import could_use_cuda, fail, note, until_interrupted
 
 from gnime import pipeline, system
 from gnime.cli import resolve
@@ -39,6 +39,10 @@ def test_the_first_fault_is_raised_and_the_others_save(tmp_path):
         run_side_by_side(works, jobs=2)
     assert not (tmp_path / "a.begun").exists() or (tmp_path / "a.saved").exists()
     assert not (tmp_path / "never.begun").exists()
+
+
+def test_what_a_process_is_forked_from_has_asked_for_no_device():
+    run_side_by_side([could_use_cuda], jobs=1)
 
 
 def test_a_process_that_dies_is_a_fault(tmp_path):

@@ -6,8 +6,10 @@ import socket
 import time
 from pathlib import Path
 
+import torch
+
 from gnime.cli import main
-from gnime.errors import Stopped
+from gnime.errors import GnimeError, Stopped
 from gnime.store import artifact_lock
 from gnime.system import Interrupt
 
@@ -29,6 +31,12 @@ def until_interrupted(folder, name):
             time.sleep(0.05)
     (folder / f"{name}.saved").write_text("")
     raise Stopped("saved")
+
+
+def could_use_cuda():
+    """PyTorch refuses CUDA after a fork from a process that has asked for it, if only whether it is there."""
+    if torch.cuda._is_in_bad_fork():
+        raise GnimeError("forked from a process that has asked for CUDA")
 
 
 def hold_lock(path, seconds, pipe):
