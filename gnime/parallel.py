@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,8 @@ from .errors import GnimeError, Stopped, UsageError, fixable
 from .system import Interrupt, stop_after, time_left
 
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
-PRELOADED = ["torch._dynamo", "gnime.pipeline"]  # every work needs them; optimisers import the first when they are made
+# with PyTorch; optimisers import it when they are made. Python 3.10 would search the current folder first; see `_environment`
+PRELOADED = ["torch._dynamo"] if hasattr(sys.flags, "safe_path") else []
 
 
 def fork_context() -> multiprocessing.context.ForkServerContext:
@@ -34,7 +36,7 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
     """
     context, waiting, running = fork_context(), list(works), {}
     fault: GnimeError | None = None
-    with Interrupt() as interrupt, _no_bars(), _ended(running):
+    with Interrupt() as interrupt, _environment(), _ended(running):
         while waiting or running:
             stopping = fault is not None or interrupt.asked
             while waiting and len(running) < jobs and not stopping:
@@ -69,14 +71,19 @@ def _ended(running: dict[Connection, multiprocessing.Process]) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Children show no progress bars over each other. Their number of threads stays: another one changes the last digits."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
+def _environment() -> Iterator[None]:
+    """Of the processes: no progress bars over each other, and no torch.py of the current folder in place of PyTorch.
+
+    Their number of threads stays, because another one changes the last digits.
+    """
+    theirs = {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in theirs}
+    os.environ.update(theirs)
     try:
         yield
     finally:
-        os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextlib.contextmanager

@@ -91,10 +91,14 @@ def test_a_process_trains_what_its_defence_needs(root_copy):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_killed_with_its_processes_it_goes_on(scripts, small_root, root_copy):
-    """The parent is killed and its processes end; then the same command ends with the numbers of an undisturbed run."""
-    command = [sys.executable, "eval.py", *Scripts.flags, "--jobs", "2", "--root", str(root_copy)]
+    """The parent is killed and its processes end; then the same command ends with the numbers of an undisturbed run.
+
+    It is given in a folder with a file that is not PyTorch.
+    """
+    (root_copy / "torch.py").write_text("raise SystemExit")
+    command = [sys.executable, REPOSITORY / "eval.py", *Scripts.flags, "--jobs", "2", "--root", "."]
     shutil.rmtree(root_copy / "models/inv")
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, cwd=root_copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         while child.poll() is None and not list((root_copy / "models/inv").glob("*.pt")):
             time.sleep(0.05)
         child.kill()
