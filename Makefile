@@ -25,7 +25,7 @@ example: demo
 	cp $(DEMO)/figures/digits_lrp/results.json docs/example-report.json
 
 test: .venv/ready-tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready-tests
 	$(BIN)/ruff check .

@@ -36,6 +36,10 @@ def read_mnist(datasets: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     found = find_mnist(datasets)
     missing = [name for name, paths in found.items() if not paths]
+    if not any(found.values()) and (others := _other_idx_files(datasets)):
+        raise GnimeError(f"{others[0].parent}: {', '.join(printable(path.name, 60) for path in others)} are not MNIST's files "
+                         f"({', '.join(MNIST_NAMES)}, also as .gz); for MNIST choose another --datasets, and make another data "
+                         "set a folder of class folders")
     if missing and _may_download(found):
         _download_mnist(datasets, missing)
         found = find_mnist(datasets)
@@ -50,7 +54,18 @@ def read_mnist(datasets: Path) -> tuple[np.ndarray, np.ndarray]:
     if [len(part) for part in images] != [len(part) for part in labels]:
         raise GnimeError(f"{found[MNIST_NAMES[0]][0].parent}: MNIST has {list(map(len, images))} images and "
                          f"{list(map(len, labels))} labels; put the original files there")
+    if (most := max(part.max(initial=0) for part in labels)) > 9:
+        raise GnimeError(f"{found[MNIST_NAMES[1]][0].parent}: there are labels up to {most}, and MNIST has 0 to 9; make a data "
+                         "set of more classes a folder of class folders")
     return np.concatenate(images), np.concatenate(labels)
+
+
+def _other_idx_files(datasets: Path) -> list[Path]:
+    """Files in MNIST's format under other names, such as EMNIST's, in the first folder that has any; at most four."""
+    for folder in MNIST_FOLDERS:
+        if others := sorted((datasets / folder).glob("*-ubyte")) + sorted((datasets / folder).glob("*-ubyte.gz")):
+            return others[:4]
+    return []
 
 
 def _first_good(paths: list[Path], dimensions: int) -> np.ndarray:

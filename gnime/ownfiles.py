@@ -12,6 +12,8 @@ from typing import Any
 
 from .errors import USER_MODULE, GnimeError, brief, place
 
+CHECKOUT = str(Path(__file__).resolve().parent.parent)  # or the folder of the installed packages
+
 
 def is_own(name: str) -> bool:
     """Whether the name is FILE.py:NAME, not one of the registry's."""
@@ -42,8 +44,8 @@ def digest(spec: str) -> str:
 
 
 def load_own(spec: str) -> Callable:
-    """The object NAME of FILE.py. A file is run once in a process, and again where it has changed. Its folder is searched for
-    what it imports, as if it were started as a script.
+    """The object NAME of FILE.py. A file is run once in a process, and again where it has changed. It can import the files
+    beside it; see `_search`.
 
     Raises:
         GnimeError: the file cannot be read or run, or has no callable object of that name.
@@ -84,9 +86,7 @@ def _module(path: Path, version: str) -> ModuleType:
     name = f"{USER_MODULE}{path.resolve()} {version[:16]}"
     if name in sys.modules:
         return sys.modules[name]
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    _search(str(path.resolve().parent))
     module = ModuleType(name)
     module.__file__ = str(path.resolve())
     sys.modules[name] = module  # as of every module: dataclasses and pickles look there
@@ -98,3 +98,11 @@ def _module(path: Path, version: str) -> ModuleType:
         where = f"{path}:{line}" if line else place(error) or path
         raise GnimeError(f"{where}: cannot be imported ({brief(error)})") from None
     return module
+
+
+def _search(folder: str) -> None:
+    """Lets the files in a folder be imported. It is searched after Python's own and the installed packages, so that no file
+    such as torch.py hides one of these, and before a checkout of ours, whose train.py and tests/ are not what a user means."""
+    if folder not in sys.path:
+        ours = [path for path in sys.path if path == CHECKOUT and Path(path, "train.py").exists()]
+        sys.path[:] = [path for path in sys.path if path not in ours] + [folder, *ours]

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,15 @@ from .errors import GnimeError, Stopped, UsageError, fixable
 from .system import Interrupt, stop_after, time_left
 
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
+# with PyTorch; optimisers import it when they are made. Python 3.10 would search the current folder first; see `_environment`
+PRELOADED = ["torch._dynamo"] if hasattr(sys.flags, "safe_path") else []
+
+
+def fork_context() -> multiprocessing.context.ForkServerContext:
+    """Processes that are forked from one that has imported PyTorch and has used no device. So they start in a moment."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
@@ -24,9 +34,9 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
     Raises:
         GnimeError: the first fault of a process. Stopped: Ctrl-C, or the time is up.
     """
-    context, waiting, running = multiprocessing.get_context("spawn"), list(works), {}
+    context, waiting, running = fork_context(), list(works), {}
     fault: GnimeError | None = None
-    with Interrupt() as interrupt, _no_bars(), _ended(running):
+    with Interrupt() as interrupt, _environment(), _ended(running):
         while waiting or running:
             stopping = fault is not None or interrupt.asked
             while waiting and len(running) < jobs and not stopping:
@@ -61,14 +71,19 @@ def _ended(running: dict[Connection, multiprocessing.Process]) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Children show no progress bars over each other. Their number of threads stays: another one changes the last digits."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
+def _environment() -> Iterator[None]:
+    """Of the processes: no progress bars over each other, and no torch.py of the current folder in place of PyTorch.
+
+    Their number of threads stays, because another one changes the last digits.
+    """
+    theirs = {"TQDM_DISABLE": "1", "PYTHONSAFEPATH": "1"}
+    before = {name: os.environ.get(name) for name in theirs}
+    os.environ.update(theirs)
     try:
         yield
     finally:
-        os.environ.pop("TQDM_DISABLE") if before is None else os.environ.update(TQDM_DISABLE=before)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @contextlib.contextmanager
@@ -103,7 +118,7 @@ def _fault(pipe: Connection, process: multiprocessing.Process) -> GnimeError | N
 
 
 def _child(pipe: Connection, work: Work, seconds: float) -> None:
-    """Leaves the terminal's process group: Ctrl-C then reaches this process once, from its parent."""
+    """Leaves the terminal's process group: Ctrl-C then reaches this process once, by `_interrupt_once`."""
     os.setsid()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     stop_after(seconds)
@@ -128,6 +143,7 @@ def _child(pipe: Connection, work: Work, seconds: float) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
+    """Its parent, the process that it was forked from, ends when the one that calls `run_side_by_side` has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -26,7 +26,7 @@ from .parallel import run_side_by_side
 from .recorded import open_run
 from .references import references, scale
 from .registry import EXPLAINERS, Row, find_row, injector_entry, injector_weights
-from .report import charts, examples, figures, html
+from .report import examples
 from .report import results as files
 from .report.verdict import judge
 from .resuming import StateFile
@@ -114,6 +114,8 @@ def _train_injector(experiment: Experiment, weight: float) -> None:
         say(f"batch         {len(defender)}, the whole defender's half: it is smaller than {config.batch_size}")
     injector = experiment.load_or_train(task)
     if experiment.device.rank == 0 and "history" in injector.report:
+        from .report import figures  # here, because matplotlib is slow to import, and most processes draw nothing
+
         with artifact_lock(paths.injector(weight), paths.root, folder=True):
             draw(figures.injector_losses, paths.injector_losses(weight), injector.report["history"], weight)
 
@@ -140,6 +142,8 @@ def _injector_training(experiment: Experiment, weight: float) -> Callable[[nn.Mo
                 protected = injector(explanation, prediction)
                 reconstruction = inverter(protected, prediction).float().clamp(0, 1)
             pictures = (value.cpu().contiguous() for value in (image, explanation, protected, reconstruction))
+            from .report import figures
+
             draw(figures.injector_progress, picture, *pictures)
 
         task = MinMaxTask(injector, inverter, run.train_config("injector"), [explanations, predictions, images], defender,
@@ -250,6 +254,8 @@ def draw(picture: Callable, path: Path, *content: object) -> None:
 
 
 def _pictures(experiment: Experiment, results: dict[str, Result], content: dict, shown: list[examples.Example]) -> None:
+    from .report import charts, figures, html
+
     paths = experiment.paths
     draw(figures.comparison, paths.comparison, charts.headline(content), shown, charts.row_labels(content))
     draw(charts.metric_bars, paths.metrics, content)

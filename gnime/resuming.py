@@ -1,5 +1,6 @@
 """An unfinished training on disk."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .checkpoints import load_checkpoint, require, save_checkpoint
+from .checkpoints import Checkpoint, check_fit, load_checkpoint, require, save_checkpoint
 from .config import TrainConfig
 from .device import Device
 from .errors import GnimeError, Stopped
@@ -58,15 +59,28 @@ class Resumable:
         checkpoint = load_checkpoint(self.path)
         if not checkpoint.ours or checkpoint.spec != {"state": len(self.networks)}:
             raise GnimeError(f"{self.path}: not the state of this kind of training; move it away")
-        require(self.path, checkpoint.made_by, self.identity)  # it includes the specification, so all shapes fit
-        for network, tensors in zip(self.networks, checkpoint.tensors["networks"], strict=True):
-            network.load_state_dict(tensors)
-        for optimiser, state in zip(self.optimisers, checkpoint.tensors["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
-        self.best = {name: value.to(self.device.torch) for name, value in checkpoint.tensors["best"].items()}
-        self.plain = checkpoint.extra
-        self._epoch_saved = self.plain["epoch"]
+        require(self.path, checkpoint.made_by, self.identity)
+        try:
+            self._restore(checkpoint)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):  # its structure is another
+            raise GnimeError(f"{self.path}: damaged (it is no state of this training); move it away and run the command "
+                             "again") from None
         say(f"              goes on from epoch {self.plain['epoch']} ({self.path})")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Takes over what a file holds. Nothing of it is trusted: a checksum proves no origin."""
+        tensors, plain, early = checkpoint.tensors, checkpoint.extra, len(self.networks) == 1
+        _check_plain(plain, early)
+        for network, weights in zip(self.networks, tensors["networks"], strict=True):
+            check_fit(network, weights, self.path)
+            network.load_state_dict(weights)
+        for optimiser, state in zip(self.optimisers, tensors["optimisers"], strict=True):
+            _check_moments(optimiser, state["state"])
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": state["state"]})  # the learning rate is this run's
+        if early:
+            check_fit(self.networks[0], tensors["best"], self.path)
+        self.best = {name: value.to(self.device.torch) for name, value in tensors["best"].items()}
+        self.plain, self._epoch_saved = plain, plain["epoch"]
 
     def save(self, now: bool = False) -> None:
         """Writes the state if `now`, or if the last save was `SAVE_EVERY` seconds ago."""
@@ -109,3 +123,28 @@ class Resumable:
             raise GnimeError(f"training {self.path.stem.removesuffix('.state')}: the {what} not finite at epoch {epoch + 1}, "
                              f"step {step} of {steps}; {kept}; try fp32 precision, another seed or a smaller --batch-size")
         return losses
+
+
+def _check_plain(plain: dict, early: bool) -> None:
+    """Raises `ValueError`, or what another structure raises, unless `plain` is of a training, with `early` stopping or not."""
+    epoch, history = plain["epoch"], plain["history"]
+    numbers = [plain["seconds"], *(number for losses in history for number in losses)]
+    counted, widths = [epoch], {len(losses) for losses in history}
+    if early:
+        numbers, counted = [*numbers, plain["best_score"]], [plain["best_epoch"], epoch]
+    whole = all(type(number) is int for number in counted) and 1 <= counted[0] <= epoch == len(history)
+    if not (whole and widths == {2 if early else 3} and all(map(math.isfinite, numbers))):
+        raise ValueError
+
+
+def _check_moments(optimiser: torch.optim.Optimizer, state: dict) -> None:
+    """Raises `ValueError`, or what another structure raises, unless `state` is Adam's for the optimiser's parameters."""
+    parameters = optimiser.param_groups[0]["params"]
+    for number, moments in state.items():
+        shapes = {"step": torch.Size(), "exp_avg": parameters[number].shape, "exp_avg_sq": parameters[number].shape}
+        if {name: value.shape for name, value in moments.items()} != shapes:
+            raise ValueError
+        if not all(value.is_floating_point() and value.isfinite().all() for value in moments.values()):
+            raise ValueError
+        if moments["step"] < 1 or (moments["exp_avg_sq"] < 0).any():
+            raise ValueError

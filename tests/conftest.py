@@ -36,6 +36,16 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(f"{kind}_file", files or empty, ids=lambda f: f.stem if f else "none")
 
 
+# the files that take longest, in this order: of two processes, neither is left with one of them at the end
+LONGEST = ("test_gpu_kit", "test_recipes", "test_cuda", "test_scripts", "test_reproduce", "test_package", "test_artifacts",
+           "test_fuzz", "test_parallel", "test_pipeline", "test_later_runs", "test_official", "test_cli", "test_training")
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
@@ -119,9 +129,14 @@ class Runner:
 
 
 @pytest.fixture
-def runner(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(cells.REDUCED, "digits", TINY)
+def no_pictures(monkeypatch):
+    """Most of a small evaluation's time; `small_root` has them, and one that fails is only a warning."""
     monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
+
+
+@pytest.fixture
+def runner(capsys, tmp_path, monkeypatch, no_pictures):
+    monkeypatch.setitem(cells.REDUCED, "digits", TINY)
     monkeypatch.setattr(figures, "injector_losses", lambda *_: None)
     monkeypatch.setattr(seeds, "frontiers", lambda *_: {})
     monkeypatch.chdir(tmp_path)

@@ -1,22 +1,23 @@
 """Files that are damaged, hostile, locked or on a full disk: the quick forms of `python -m stress`."""
 
 import json
-import os
 import random
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import hickle
 import numpy as np
 import pytest
 import torch
+from works import hold_lock, run_scripts
 
 from gnime import arrays
 from gnime.checkpoints import load_checkpoint, save_checkpoint
 from gnime.cli import resolve
 from gnime.errors import GnimeError
+from gnime.parallel import fork_context, run_side_by_side
 from gnime.sources import decode
 from gnime.store import artifact_lock, digest_of, inside, prepare_root, write_text, writing
 from stress import malice
@@ -188,20 +189,13 @@ def test_links_out_of_the_root_are_refused(tmp_path):
     assert inside(root / "inner" / "x", root)
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from gnime.store import artifact_lock
-with artifact_lock(Path(sys.argv[1]), Path(sys.argv[1]).parent):
-    print("held", flush=True)
-    time.sleep(float(sys.argv[2]))
-"""
-
-
 def hold(path, seconds):
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(path), str(seconds)], stdout=subprocess.PIPE, text=True,
-                              cwd=REPOSITORY)
-    assert holder.stdout.readline() == "held\n"
+    """A process that holds the lock of an artifact."""
+    context = fork_context()
+    ours, theirs = context.Pipe()
+    holder = context.Process(target=hold_lock, args=(path, seconds, theirs))
+    holder.start()
+    assert ours.recv() == "held"
     return holder
 
 
@@ -212,7 +206,8 @@ def test_the_second_waits_and_says_for_whom(tmp_path, capsys):
     with artifact_lock(path, tmp_path):
         waited = time.monotonic() - began
     assert waited > 0.3 and f"process {holder.pid} is making it" in capsys.readouterr().out
-    assert holder.wait() == 0
+    holder.join()
+    assert holder.exitcode == 0
 
 
 def test_a_dead_holder_blocks_nobody_and_its_leftovers_go(tmp_path):
@@ -223,7 +218,7 @@ def test_a_dead_holder_blocks_nobody_and_its_leftovers_go(tmp_path):
     for part in [*left, other]:
         part.write_text("half")
     holder.kill()
-    holder.wait()
+    holder.join()
     with artifact_lock(path, tmp_path):
         assert not any(part.exists() for part in left) and other.exists()
 
@@ -242,11 +237,9 @@ def test_a_folders_lock_leaves_the_work_of_its_other_artifacts(tmp_path):
 
 def test_two_runs_at_once_make_one_set_of_artifacts(tmp_path):
     flags = ["--target", "digits", "--limit", "200", "--epochs", "2", "--gpu", "-1", "--root", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([sys.executable, "prepare.py", *flags], cwd=REPOSITORY, env=environment, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
-    outputs = [run.communicate(timeout=120)[0] for run in both]
-    assert [run.returncode for run in both] == [0, 0], outputs
+    said = [tmp_path / f"{i}.txt" for i in range(2)]
+    run_side_by_side([partial(run_scripts, [("prepare", flags)], file) for file in said], 2)
+    outputs = [file.read_text() for file in said]
     assert sum("digits_lrp.hkl: made" in output for output in outputs) == 1
     victim, maps = load_checkpoint(tmp_path / "models/victim/digits.pt"), arrays.load(tmp_path / "aux/digits_lrp.hkl")
     assert maps.record["victim"] == victim.digest

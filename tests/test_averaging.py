@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnime import checks, pipeline
+from gnime import checks
 from gnime.attackers import averaging as module
 from gnime.attackers import white_box
 from gnime.data import AttackerData
@@ -53,8 +53,8 @@ def test_the_variance_of_the_mean_falls_with_the_answers(there, monkeypatch):
     assert np.array_equal(shown.explanations, first), "what the other attackers see stays"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_both_attackers_that_know_more_through_the_scripts(scripts, root_copy, monkeypatch):
-    monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
     monkeypatch.setattr(white_box, "STEPS", 2)
     monkeypatch.setattr(module, "ANSWERS", (1, 2))
     monkeypatch.setattr(checks, "BURST", 0)

@@ -22,6 +22,9 @@ SETTINGS = ("predmi", "expmi", "ond", "gnime", "negative", "permutation", "class
             "cond-prototypes-2", "mix-0.1")
 
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # they are drawn from arrays on the CPU
+
+
 def cuda():
     """The machine's, or an emulated one."""
     return contextlib.nullcontext() if torch.cuda.is_available() else emulated.cuda()

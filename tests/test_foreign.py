@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from gnime import arrays
-from gnime.checkpoints import load_checkpoint, save_checkpoint
+from gnime.checkpoints import load_checkpoint, load_into, save_checkpoint
 from gnime.config import target
 from gnime.errors import GnimeError
 from gnime.networks import build, classifier_spec, rebuild
@@ -54,6 +54,15 @@ def test_what_training_programs_save_is_read(tmp_path, saved, told):
     assert list(found.tensors) == list(VALUES) and not found.ours
     assert all(found.tensors[name].equal(value) and not found.tensors[name].requires_grad for name, value in VALUES.items())
     assert told in found.notes and bool(found.notes) == bool(told)
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float16, 2**-10), (torch.bfloat16, 2**-7), (torch.float64, 2**-23)])
+def test_weights_of_another_precision_become_the_networks(tmp_path, dtype, digits):
+    network, theirs = (build(classifier_spec(target("digits"), 10), seed) for seed in (0, 1))
+    torch.save({name: value.to(dtype) for name, value in theirs.state_dict().items()}, tmp_path / "a.pt")
+    load_into(network, load_checkpoint(tmp_path / "a.pt"), tmp_path / "a.pt")
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name], rtol=digits, atol=1e-7)
 
 
 def test_safetensors_are_read(tmp_path):

@@ -57,7 +57,7 @@ VALUES = {
                                        if flag not in ("--gpu", "--limit", "--epochs")}),
        st.booleans())
 @example({"--gpu": "-1", "--limit": "1", "--epochs": "1", "--target": "nowhere", "--width": "64"}, False)
-def test_real_runs_end_well_or_say_why(tmp_path_factory, flags, official):
+def test_real_runs_end_well_or_say_why(tmp_path_factory, no_pictures, flags, official):
     root = tmp_path_factory.mktemp("fuzz")
     line = [word for pair in flags.items() for word in pair] + ["--root", str(root)] + ["--official"] * official
     for script in ("prepare", "train", "eval"):

@@ -1,5 +1,6 @@
 """benchmarks/gpu: its rehearsal on a CPU from packing to results, and its parts against what they must agree with."""
 
+import contextlib
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnime import cells, ops
+from gnime import cells, ops, system
 from gnime.config import Run, target
 from gnime.models.classifier import Classifier
 from gnime.models.inversion import Decoder, Encoder
@@ -87,21 +88,6 @@ def test_rehearsal(machine):
     assert "root/reduced_seed0/figures/digits_lrp/comparison.png" in names
 
 
-def test_a_cell_that_its_deadline_cuts_leaves_the_finished_settings_and_goes_on(machine):
-    (machine.work / RESULT).unlink()
-    # the margin begins at once, so nothing more is trained
-    three = {"CELLS": CELL, "SETTINGS": "predmi expmi gnime"}
-    out = machine.run(machine.work / "run.sh", "cells", LIMIT="300", MARGIN="300", **three)
-    left_out = "not finished, left out: gnime"
-    result = machine.read(RESULT)
-    assert result["settings"].keys() == {"predmi", "expmi"} and "--settings predmi expmi" in result["command"]
-    assert left_out in result["warnings"] and left_out in out
-
-    machine.run(machine.work / "run.sh", "cells", LIMIT="300", MARGIN="30", CELLS=CELL, SETTINGS="gnime")
-    result = machine.read(RESULT)
-    assert result["settings"].keys() == {"predmi", "expmi", "gnime"} and left_out not in result["warnings"]
-
-
 def test_the_shell_script_is_one():
     subprocess.run(["bash", "-n", str(KIT / "run.sh")], check=True)
     wrong = subprocess.run(["bash", str(KIT / "run.sh"), "frist"], capture_output=True, text=True, check=False)
@@ -122,6 +108,7 @@ def kit(monkeypatch, tmp_path):
     """Imports a module of the kit, whose work is in `tmp_path`; neither it nor what it changes stays."""
     monkeypatch.setattr(cells, "REDUCED", dict(cells.REDUCED))
     monkeypatch.setattr(ops, "FAST", dict(ops.FAST))
+    monkeypatch.setattr(system, "_deadline", system._deadline)
     for folder in (KIT.parent, KIT):
         monkeypatch.syspath_prepend(str(folder))
     monkeypatch.setenv("WORK", str(tmp_path / "work"))
@@ -131,6 +118,37 @@ def kit(monkeypatch, tmp_path):
     for name in set(sys.modules) - before:
         if str(KIT.parent) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
+
+
+def test_a_cell_that_its_deadline_cuts_leaves_the_finished_settings_and_goes_on(machine, kit, monkeypatch, capsys):
+    """As `run.sh cells` does, with the cells in this process."""
+    (machine.work / RESULT).unlink()
+    monkeypatch.setenv("WORK", str(machine.work))
+    env, cells, cell, collect = map(kit, ("env", "cells", "cell", "collect"))
+
+    def popen(command, env, stdout, stderr):
+        with contextlib.redirect_stdout(stdout):
+            code = cell.main(*command[2:])
+        return SimpleNamespace(poll=lambda: code, wait=lambda: code)
+
+    def run(margin, *settings):
+        """What is told of the result, and the result."""
+        for name, value in {"SETTINGS": settings, "CELLS": [CELL], "MARGIN": margin}.items():
+            monkeypatch.setattr(cells, name, value)
+        monkeypatch.setattr(env, "DEADLINE", time.time() + 300)
+        cells.main()
+        capsys.readouterr()
+        collect.wait(5)
+        return capsys.readouterr().out, machine.read(RESULT)
+
+    monkeypatch.setattr(cells, "subprocess", SimpleNamespace(Popen=popen, STDOUT=subprocess.STDOUT))
+    monkeypatch.chdir(machine.work)
+    left_out = "not finished, left out: gnime"
+    out, result = run(300, "predmi", "expmi", "gnime")  # the margin begins at once, so nothing more is trained
+    assert result["settings"].keys() == {"predmi", "expmi"} and "--settings predmi expmi" in result["command"]
+    assert left_out in result["warnings"] and left_out in out
+    out, result = run(30, "gnime")
+    assert result["settings"].keys() == {"predmi", "expmi", "gnime"} and left_out not in result["warnings"]
 
 
 def test_mosaics_are_the_same_images_in_the_same_order(kit, tmp_path):

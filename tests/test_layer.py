@@ -70,7 +70,7 @@ def test_a_record_of_another_layer_is_refused():
 def test_the_scripts_at_a_layer(scripts, root_copy, tmp_path, monkeypatch, capsys):
     """Maps and sides are those of the layer; defence, attackers and service follow."""
     monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
-    monkeypatch.setattr(pipeline.figures, "injector_losses", lambda *_: None)
+    monkeypatch.setattr("gnime.report.figures.injector_losses", lambda *_: None)
     for script in ("prepare", "train"):  # before anything is written, and where the victim is there
         code, line = scripts.fails(script, tmp_path / "new" if script == "prepare" else root_copy, *FLAGS[:3], "relu7")
         assert code == 2 and "--layer relu7: no module of that name" in line

@@ -2,9 +2,11 @@
 
 import json
 import re
+import statistics
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,7 +38,7 @@ def _clean(monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     ownentries.register(())
-    for name in [name for name in sys.modules if name in ("serve", "mine", "shown", "beside")]:
+    for name in [name for name in sys.modules if name in ("serve", "mine", "shown", "beside", "train", "late")]:
         del sys.modules[name]
 
 
@@ -178,6 +180,18 @@ def test_a_file_is_run_once_and_again_where_it_changed(folder):
     assert one() == "beside" and load_own("own.py:one") is one
     Path("own.py").write_text("def one(): return 2\n")
     assert load_own("own.py:one")() == 2
+
+
+def test_files_beside_it_hide_no_package_and_are_not_ours(folder):
+    """A file named torch.py is no part of PyTorch, and `train` is the user's, not the script of a checkout."""
+    for name in ("torch", "hickle", "statistics", "gnime"):
+        Path(f"{name}.py").write_text("raise RuntimeError('a file of the user')\n")
+    Path("train.py").write_text("from late import name\n")
+    Path("late.py").write_text("name = 'beside'\n")
+    Path("own.py").write_text("import hickle, statistics, torch\ndef one():\n    from train import name\n    return name\n")
+    assert load_own("own.py:one")() == "beside"
+    for name, module in (("torch", torch), ("hickle", hickle), ("statistics", statistics)):
+        assert PathFinder.find_spec(name).origin == module.__file__
 
 
 def test_errors_of_our_own_stay_errors(folder):
@@ -356,7 +370,7 @@ def coarse(model, images):
     flags = ["--victim", "own.py:model", "--xai", "own.py:coarse", "--image-size", "20", "--gpu", "-1", "--limit", "40",
              "--width", "64", "--epochs", "1", "--root", "r"]
     monkeypatch.setattr(pipeline, "_pictures", lambda *_: None)
-    monkeypatch.setattr(pipeline.figures, "injector_losses", lambda *_: None)
+    monkeypatch.setattr("gnime.report.figures.injector_losses", lambda *_: None)
     for script in ("prepare", "train", "eval"):
         code, out, err = run(capsys, script, *flags, *(["--attackers", "kernel", "unet"] if script == "eval" else []))
         assert code == 0, err

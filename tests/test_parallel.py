@@ -12,34 +12,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Scripts
+from works import could_use_cuda, fail, note, until_interrupted
 
 from gnime import pipeline, system
 from gnime.cli import resolve
 from gnime.errors import GnimeError, Stopped, UsageError
 from gnime.parallel import run_side_by_side
-from gnime.system import Interrupt
 
 REPOSITORY = Path(__file__).parent.parent
-ROWS = "predmi", "gnime", "negative"
-
-
-def note(folder, name, seconds=0.0):
-    (folder / f"{name}.begun").write_text(str(time.monotonic()))
-    time.sleep(seconds)
-    (folder / f"{name}.ended").write_text(str(time.monotonic()))
-
-
-def fail(error):
-    raise error
-
-
-def until_interrupted(folder, name):
-    with Interrupt() as interrupt:
-        (folder / f"{name}.begun").write_text("")
-        while not interrupt.asked:
-            time.sleep(0.05)
-    (folder / f"{name}.saved").write_text("")
-    raise Stopped("saved")
 
 
 def moments(folder, name):
@@ -61,6 +41,10 @@ def test_the_first_fault_is_raised_and_the_others_save(tmp_path):
     assert not (tmp_path / "never.begun").exists()
 
 
+def test_what_a_process_is_forked_from_has_asked_for_no_device():
+    run_side_by_side([could_use_cuda], jobs=1)
+
+
 def test_a_process_that_dies_is_a_fault(tmp_path):
     with pytest.raises(GnimeError, match="ended with code 7"):
         run_side_by_side([partial(os._exit, 7), partial(note, tmp_path, "a")], jobs=1)
@@ -70,7 +54,7 @@ def test_a_process_that_dies_is_a_fault(tmp_path):
 def test_ctrl_c_and_the_time_limit_reach_every_process(tmp_path, monkeypatch, limit):
     works = [partial(until_interrupted, tmp_path, name) for name in "ab"]
     if limit:
-        monkeypatch.setattr(system, "_deadline", time.monotonic() + 6)
+        monkeypatch.setattr(system, "_deadline", time.monotonic() + 3)
     else:
         code = ("import os, signal, sys, time; from pathlib import Path; a = Path(sys.argv[2]) / 'a.begun'\n"
                 "while not (a.exists() and (a.parent / 'b.begun').exists()): time.sleep(0.05)\n"
@@ -84,15 +68,16 @@ def test_ctrl_c_and_the_time_limit_reach_every_process(tmp_path, monkeypatch, li
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_jobs_give_the_numbers_of_one(scripts, small_root, tmp_path):
-    settings = {}
-    for jobs in (1, 3):
-        root = shutil.copytree(small_root, tmp_path / str(jobs))
-        shutil.rmtree(root / "models/inv")
-        assert scripts("eval", root, "--jobs", jobs, "--settings", *ROWS)[0] == 0
-        settings[jobs] = json.loads((root / "figures/digits_lrp/results.json").read_text())["settings"]
-        assert "goes on" not in scripts("eval", root, "--settings", *ROWS)[1], "everything is found"
-    assert settings[1] == settings[3]
+def results(root):
+    return json.loads((root / "figures/digits_lrp/results.json").read_text())["settings"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_jobs_give_the_numbers_of_one(scripts, small_root, root_copy):
+    shutil.rmtree(root_copy / "models/inv")
+    assert scripts("eval", root_copy, "--jobs", 3)[0] == 0
+    assert results(root_copy) == results(small_root)
+    assert "goes on" not in scripts("eval", root_copy)[1], "everything is found"
 
 
 def test_a_process_trains_what_its_defence_needs(root_copy):
@@ -104,15 +89,19 @@ def test_a_process_trains_what_its_defence_needs(root_copy):
         "digits_ond_lrp.pt", "digits_ond-defender_lrp.pt"}
 
 
-def test_killed_with_its_processes_it_goes_on(small_root, root_copy):
-    """The parent is killed and its processes end; then the same command ends with the numbers of an undisturbed run."""
-    command = [sys.executable, "eval.py", *Scripts.flags, "--jobs", "2", "--root", str(root_copy)]
+@pytest.mark.usefixtures("no_pictures")
+def test_killed_with_its_processes_it_goes_on(scripts, small_root, root_copy):
+    """The parent is killed and its processes end; then the same command ends with the numbers of an undisturbed run.
+
+    It is given in a folder with a file that is not PyTorch.
+    """
+    (root_copy / "torch.py").write_text("raise SystemExit")
+    command = [sys.executable, REPOSITORY / "eval.py", *Scripts.flags, "--jobs", "2", "--root", "."]
     shutil.rmtree(root_copy / "models/inv")
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+    with subprocess.Popen(command, cwd=root_copy, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
         while child.poll() is None and not list((root_copy / "models/inv").glob("*.pt")):
             time.sleep(0.05)
         child.kill()
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
-    files = (root / "figures/digits_lrp/results.json" for root in (small_root, root_copy))
-    results = [json.loads(file.read_text())["settings"] for file in files]
-    assert results[0] == results[1]
+    assert child.returncode == -signal.SIGKILL
+    assert scripts("eval", root_copy, "--jobs", 2)[0] == 0
+    assert results(root_copy) == results(small_root)

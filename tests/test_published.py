@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_bounded import defender, made_up, network
+from bounded import defender, made_up, network
 
 from gnime import pipeline, reproduce
 from gnime.cli import main, resolve

@@ -1,7 +1,7 @@
 """The recipes of CONTRIBUTING.md, carried out as they are written there, in a copy of the package.
 
-A recipe's blocks are written to a new file and inserted into the registry; nothing else is changed. The scripts run in
-processes of their own, and the numbers are compared with arithmetic in float64 from the files on disk.
+A recipe's blocks are written to a new file and inserted into the registry; nothing else is changed. The scripts run in a
+process of their own, and the numbers are compared with arithmetic in float64 from the files on disk.
 """
 
 import csv
@@ -23,23 +23,32 @@ from conftest import Scripts
 from PIL import Image
 
 from gnime import reproduce
+from gnime.cli import main
 from gnime.networks import rebuild
 
 REPOSITORY = Path(__file__).parent.parent
+SHAPES = "--xai", "grad", "--gpu", "-1", "--width", "64", "--epochs", "1"
 BLOCK = re.compile(r"`([\w/]+\.py)`(?:, in `([A-Z]+)`)?:\n\n```python\n(.*?)```", re.DOTALL)
-# Runs a script and writes down, of each panel of each figure that it saves: title, caption, labels up the axis.
-WATCH = """
-import json, pathlib, runpy, sys
+# Runs scripts, or code, one after the other. Prints of each what it printed, and of each panel of each figure that it saved
+# the title, the caption and the labels up the axis.
+DRIVER = """
+import contextlib, io, json, runpy, sys
 from matplotlib.figure import Figure
-save, figures = Figure.savefig, []
+save, figures, told = Figure.savefig, [], []
 def savefig(figure, *arguments, **named):
     save(figure, *arguments, **named)
     figures.append([(panel.get_title(), panel.get_xlabel(), [label.get_text() for label in panel.get_yticklabels()])
                     for panel in figure.axes])
-    pathlib.Path("figures.json").write_text(json.dumps(figures))
 Figure.savefig = savefig
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+for sys.argv in json.loads(sys.argv[1]):
+    figures.clear()
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            exec(sys.argv[1]) if sys.argv[0] == "-c" else runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stopped:
+            assert not stopped.code, sys.argv
+    told.append((out.getvalue(), list(figures)))
+print(json.dumps(told))
 """
 
 
@@ -81,13 +90,14 @@ class Checkout:
         for path, table, line in lines:
             insert(self.folder / path, table, line)
 
-    def __call__(self, *command):
-        """The standard output of python with this command line, which must succeed."""
+    def __call__(self, *commands):
+        """What each of these command lines prints, and the panels that it draws. One process runs them, and all succeed."""
         environment = os.environ | {"MPLBACKEND": "module://no_such_backend"}  # as in a notebook elsewhere
-        run = subprocess.run([sys.executable, *map(str, command)], cwd=self.folder, capture_output=True, text=True,
+        lines = json.dumps([list(map(str, command)) for command in commands])
+        run = subprocess.run([sys.executable, "-c", DRIVER, lines], cwd=self.folder, capture_output=True, text=True,
                              env=environment)
         assert run.returncode == 0, run.stdout + run.stderr
-        return run.stdout
+        return json.loads(run.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +108,35 @@ def checkout(tmp_path_factory):
     return made
 
 
+def shapes(folder):
+    """A target that is a folder of class folders."""
+    random = np.random.default_rng(0)
+    for name in ("round", "square"):
+        (folder / "datasets/shapes" / name).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(random.integers(0, 256, (20, 20), np.uint8)).save(folder / f"datasets/shapes/{name}/{i}.png")
+
+
 @pytest.fixture(scope="module")
-def table(checkout):
-    """What eval.py prints after the scripts ran with the new explainer."""
+def ran(checkout, small_root):
+    """What the scripts tell: with the new explainer, with networks that were trained before, and for the new target."""
     flags = [*Scripts.flags, "--xai", "input-gradient"]
-    checkout("prepare.py", *flags)
-    checkout("train.py", *flags)
-    return checkout("-c", WATCH, "eval.py", *flags, "--settings", "predmi", "expmi", "gnime", "top-k",
-                    "--attackers", "predmi", "expmi", "nearest")
+    shutil.copytree(small_root, checkout.folder / "before")
+    shapes(checkout.folder)
+    names = "prepare", "train", "eval", "eval before", "check", "defaults", "shapes"
+    return dict(zip(names, checkout(
+        ["prepare.py", *flags], ["train.py", *flags],
+        ["eval.py", *flags, "--settings", "predmi", "expmi", "gnime", "top-k", "--attackers", "predmi", "expmi", "nearest"],
+        ["eval.py", *Scripts.flags, "--root", "before"],
+        ["-c", "from gnime import reproduce; print(reproduce.main(['--check']))"],
+        ["-c", "from gnime.reproduce import parser; o = parser().parse_args([]); print(*o.settings, *o.xai)"],
+        ["prepare.py", "--target", "shapes", *SHAPES]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def table(ran):
+    """What eval.py prints after the scripts ran with the new explainer."""
+    return ran["eval"][0]
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +225,8 @@ def test_the_row_is_in_the_table_and_in_the_files(checkout, table, results):
         assert float(written[setting]["mae"]) == numbers["mae"] > 0
 
 
-def test_the_row_is_in_the_pictures(checkout, files, by_hand, results):
-    comparison, metrics, *_ = json.loads((checkout.folder / "figures.json").read_text())
+def test_the_row_is_in_the_pictures(ran, checkout, files, by_hand, results):
+    comparison, metrics, *_ = ran["eval"][1]
     errors = ((files[0][TEST] - by_hand[0]) ** 2).mean((1, 2, 3))
     names = (checkout.folder / "aux/digits_files.txt").read_text().splitlines()[TEST]
     shown = [names.index(image["name"]) for image in results["pictures"]["images"]]  # the first, the median, the worst
@@ -231,41 +262,38 @@ def test_the_attackers_numbers(checkout, files, by_hand, results):
 # --- what they leave as it is ----------------------------------------------------------------------------------------
 
 
-def test_the_papers_rows_keep_their_numbers(checkout, root_copy, small_root):
+def test_the_papers_rows_keep_their_numbers(ran, checkout, small_root):
     """Networks that were trained before the recipes are used, and measured with the same result."""
-    out = checkout("eval.py", *Scripts.flags, "--root", root_copy)
+    out = ran["eval before"][0]
     assert "training" not in out and out.count("found") >= 8
-    before, after = (json.loads((root / "figures/digits_lrp/results.json").read_text()) for root in (small_root, root_copy))
+    before, after = (json.loads((root / "figures/digits_lrp/results.json").read_text())
+                     for root in (small_root, checkout.folder / "before"))
     for numbers in after["settings"].values():
         assert numbers.pop("mae") > 0 and numbers.pop("mae_interval")
     assert after["settings"] == before["settings"] and after["networks"] == before["networks"]
 
 
-def test_the_papers_table_stays(checkout):
-    checkout("-m", "gnime.reproduce", "--check")  # docs/results.md is what the new code makes of the committed results
-    code = "from gnime.reproduce import parser; o = parser().parse_args([]); print(*o.settings, *o.xai)"
+def test_the_papers_table_stays(ran):
+    """docs/results.md is what the new code makes of the committed results, and no default changes."""
+    assert ran["check"][0].split() == ["0"]
     default = reproduce.parser().parse_args([])
-    assert checkout("-c", code).split() == [*default.settings, *default.xai]
+    assert ran["defaults"][0].split() == [*default.settings, *default.xai]
 
 
 # --- targets ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("record", [False, True], ids=["a folder", "a record"])
-def test_a_target(tmp_path, record):
-    checkout = Checkout(tmp_path)
-    random = np.random.default_rng(0)
-    for name in ("round", "square"):
-        (tmp_path / "datasets/shapes" / name).mkdir(parents=True)
-        for i in range(12):
-            Image.fromarray(random.integers(0, 256, (20, 20), np.uint8)).save(tmp_path / f"datasets/shapes/{name}/{i}.png")
+def test_a_target(ran, checkout, tmp_path, record):
     if record:
-        checkout.follow(recipes()["A target"])
-    flags = [] if record else ["--image-size", "16"]
-    checkout("prepare.py", "--target", "shapes", "--xai", "grad", "--gpu", "-1", "--width", "64", "--epochs", "1", *flags)
+        folder = checkout.folder
+    else:
+        folder = tmp_path
+        shapes(folder)
+        assert main("prepare", ["--target", "shapes", *SHAPES, "--root", str(folder), "--image-size", "16"]) == 0
     channels, convolutions = (1, 2) if record else (3, 3)  # of MNIST's networks; of faces'
-    assert hickle.load(tmp_path / "aux/shapes_imgs.hkl").shape == (24, channels, 16, 16)
-    assert hickle.load(tmp_path / "aux/shapes_grad.hkl").shape == (24, channels, 16, 16)
-    victim = rebuild(tmp_path / "models/victim/shapes.pt")
+    assert hickle.load(folder / "aux/shapes_imgs.hkl").shape == (24, channels, 16, 16)
+    assert hickle.load(folder / "aux/shapes_grad.hkl").shape == (24, channels, 16, 16)
+    victim = rebuild(folder / "models/victim/shapes.pt")
     assert sum(isinstance(layer, torch.nn.Conv2d) for layer in victim) == convolutions
     assert victim[-1].out_features == 2

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_pipeline import SPLITS, Files
+from root_files import SPLITS, Files
 
 from gnime.cli import resolve
 from gnime.comparison import compare

@@ -1,10 +1,8 @@
 """The three scripts from end to end on the embedded digits, small; and what a user may do wrong."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import hickle
@@ -12,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from works import as_rank, free_port, run_scripts
 
 from gnime.cli import main
 from gnime.networks import rebuild
+from gnime.parallel import run_side_by_side
 
 REPOSITORY = Path(__file__).parent.parent
 SMALL = ["--target", "digits", "--gpu", "-1", "--limit", "200", "--width", "64", "--epochs", "2"]
@@ -82,6 +82,7 @@ def test_hickle_opens_the_arrays(finished):
     assert sorted(set(labels)) == list(range(10))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_found_artifacts_are_not_made_again(finished):
     before = {p: p.stat().st_mtime_ns for folder in ("models", "aux") for p in (finished / folder).rglob("*.*") if p.is_file()
               and not p.name.endswith(".lock")}
@@ -91,15 +92,7 @@ def test_found_artifacts_are_not_made_again(finished):
         p.name for p in before if p.stat().st_mtime_ns != before[p]] == ["training.png"]
 
 
-@pytest.mark.parametrize("xai", ["grad", "gradcam"])
-def test_other_explainers_share_the_victim(root, xai):
-    victim = (root / "models/victim/digits.pt").read_bytes()
-    for script in ("prepare", "train", "eval"):
-        assert run(script, root, "--xai", xai) == 0
-    assert (root / "models/victim/digits.pt").read_bytes() == victim
-    assert left_over(root) == []
-
-
+@pytest.mark.usefixtures("no_pictures")
 def test_controls_and_ond(root):
     assert run("eval", root, "--settings", "ond", "negative", "permutation", "class-mean", "blank") == 0
     settings = json.loads((root / "figures/digits_lrp/results.json").read_text())["settings"]
@@ -112,6 +105,7 @@ def test_controls_and_ond(root):
     assert settings["negative"]["distortion"] == pytest.approx(np.square(1 - 2 * explanations).mean(), rel=1e-5)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("xai", ["lrp", "gradcam"])
 def test_official_mode(tmp_path, xai):
     for script in ("prepare", "train", "eval"):
@@ -210,6 +204,7 @@ def folder(tmp_path):
 FOLDER = ["--target", "shapes", "--image-size", "16", "--gpu", "-1", "--width", "64", "--epochs", "1", "--batch-size", "8"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_folder_target(folder, tmp_path):
     for script in ("prepare", "train", "eval"):
         assert main(script, [*FOLDER, "--root", str(tmp_path)]) == 0
@@ -237,13 +232,10 @@ def test_an_empty_class_or_folder(folder, tmp_path, capsys):
 
 
 def test_two_processes_give_the_result_of_one(finished, tmp_path):
-    """torchrun over gloo on a CPU: same global batches, so the same networks up to the order of sums."""
-    together = tmp_path / "together.py"  # the three in one start of the processes, most of whose time is importing
-    together.write_text("import sys; from gnime.cli import main\n"
-                        "for script in ('prepare', 'train', 'eval'):\n    assert main(script, sys.argv[1:]) == 0\n")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(together),
-                    *SMALL, "--root", str(tmp_path)], env=environment, check=True, capture_output=True, timeout=300)
+    """gloo on a CPU: same global batches, so the same networks up to the order of sums."""
+    lines = [(script, [*SMALL, "--root", str(tmp_path)]) for script in ("prepare", "train", "eval")]
+    port = free_port()
+    run_side_by_side([partial(as_rank, rank, port, partial(run_scripts, lines)) for rank in range(2)], 2)
     one, two = (json.loads((r / "figures/digits_lrp/results.json").read_text())["settings"] for r in (finished, tmp_path))
     for setting in one:
         assert two[setting]["mse"] == pytest.approx(one[setting]["mse"], rel=1e-3)

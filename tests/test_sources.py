@@ -168,6 +168,20 @@ def test_missing_and_damaged_files_of_mnist_are_named(tmp_path, mnist):
     assert len(originals.read_mnist(tmp_path)[0]) == 30
 
 
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("kind", ["letters", "balanced", "digits"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_files_of_emnist_are_not_taken_for_mnist(tmp_path, mnist, kind, ending):
+    """Under their own names MNIST is not downloaded beside them; under MNIST's names their labels tell."""
+    put(tmp_path / "MNIST/raw", mnist, lambda name: f"emnist-{kind}-{name.replace('t10k', 'test')}{ending}")
+    with pytest.raises(GnimeError, match=rf"MNIST/raw: emnist-{kind}-test-images-idx3-ubyte{ending}, .* are not MNIST's files "
+                                         r"\(train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, "):
+        originals.read_mnist(tmp_path)
+    put(tmp_path / "MNIST/raw", mnist | {"train-labels-idx1-ubyte": struct.pack(">2I", 2049, 20) + bytes(range(7, 27))})
+    with pytest.raises(GnimeError, match="MNIST/raw: there are labels up to 26, and MNIST has 0 to 9"):
+        originals.read_mnist(tmp_path)
+
+
 def test_an_interrupted_download_is_tried_again(tmp_path, mnist, monkeypatch):
     import hashlib
 

@@ -4,9 +4,9 @@ import copy
 import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers import Killed
 from torch import nn
+from works import as_rank, free_port
 
 from gnime import device, resuming, training
 from gnime.checkpoints import load_checkpoint
@@ -25,6 +26,7 @@ from gnime.models.classifier import Classifier
 from gnime.models.injector import Injector, two_player_step
 from gnime.models.inversion import ExpMI
 from gnime.ops import accelerate
+from gnime.parallel import run_side_by_side
 from gnime.resuming import StateFile
 from gnime.system import permutation
 
@@ -285,31 +287,23 @@ def test_a_score_that_is_not_finite_is_an_error(tmp_path):
 
 def both(folder):
     """Injector and classifier as one process or as one of several (RANK, WORLD_SIZE) trains them."""
-    folder = Path(folder)
     injector, inverter, play = game(folder / "injector.state.pt")
     played = play()
     network, fit = classifier(folder / "victim.state.pt", validate=lambda n: n.fc1.weight.sum().item())
     return [injector, inverter, network], [played["history"], fit()["history"]]
 
 
+def save_both(path):
+    trained, seen = both(path.parent)
+    torch.save({"networks": [network.state_dict() for network in trained], "histories": seen}, path)
+
+
 def test_two_processes_give_the_result_of_one(tmp_path):
     """gloo on a CPU: each takes its part of the same global batches (16 = 8 + 8; the last of an epoch 4 = 2 + 2)."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
-                                "PYTHONPATH": str(Path(training.__file__).parents[1])}
-    workers = [subprocess.Popen([sys.executable, __file__, str(tmp_path)], env=environment | {"RANK": str(rank)},
-                                stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    try:
-        (tmp_path / "one").mkdir()
-        networks, histories = both(tmp_path / "one")
-        for worker in workers:
-            _, complaint = worker.communicate(timeout=120)
-            assert worker.returncode == 0, complaint
-    finally:
-        for worker in workers:
-            worker.kill()
+    port = free_port()
+    run_side_by_side([partial(as_rank, rank, port, partial(save_both, tmp_path / f"{rank}.pt")) for rank in range(2)], 2)
+    (tmp_path / "one").mkdir()
+    networks, histories = both(tmp_path / "one")
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for network, one, other in zip(networks, ranks[0]["networks"], ranks[1]["networks"], strict=True):
         for name, value in network.state_dict().items():
@@ -318,12 +312,6 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     for history, other in zip(histories, ranks[0]["histories"], strict=True):
         np.testing.assert_allclose(history, other, rtol=1e-4, atol=1e-6)
     assert {path.name for path in tmp_path.glob("*.state.pt")} == {"injector.state.pt", "victim.state.pt"}
-
-
-if __name__ == "__main__":
-    trained, seen = both(sys.argv[1])
-    torch.save({"networks": [network.state_dict() for network in trained], "histories": seen},
-               Path(sys.argv[1]) / f"{os.environ['RANK']}.pt")
 
 
 def test_a_process_without_rows_of_a_batch_takes_part_in_the_sum(monkeypatch):

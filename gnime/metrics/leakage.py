@@ -99,9 +99,9 @@ def paired_interval(row: Tensor, predmi: Tensor, expmi: Tensor, seed: int = 0, d
 def _resampled_means(parts: list[Tensor], seed: int, draws: int) -> list[Tensor]:
     """Means (draws,) of each part (N,) over the same images, drawn with replacement."""
     generator, n = torch.Generator().manual_seed(seed), len(parts[0])
-    parts = [part.double().cpu() for part in parts]
-    rows = [torch.randint(n, (n,), generator=generator) for _ in range(draws)]
-    return [torch.stack([part[drawn].mean() for drawn in rows]) for part in parts]
+    values = torch.stack([part.double().cpu() for part in parts])
+    drawn = (torch.randint(n, (n,), generator=generator) for _ in range(draws))
+    return list(torch.stack([values.index_select(1, rows).mean(1) for rows in drawn], 1))
 
 
 def _interval(means: Tensor, level: float) -> tuple[float, float]:
