@@ -15,12 +15,16 @@ from .errors import GnimeError, Stopped, UsageError, fixable
 from .system import Interrupt, stop_after, time_left
 
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
+DRIVERS = "/dev/nvidiactl", "/dev/dxg"  # where there is a CUDA device; what its driver holds does not survive a fork
 # with PyTorch; optimisers import it when they are made. Python 3.10 would search the current folder first; see `_environment`
-PRELOADED = ["torch._dynamo"] if hasattr(sys.flags, "safe_path") else []
+PRELOADED = ["torch._dynamo"] if hasattr(sys.flags, "safe_path") and not any(map(os.path.exists, DRIVERS)) else []
 
 
 def fork_context() -> multiprocessing.context.ForkServerContext:
-    """Processes that are forked from one that has imported PyTorch and has used no device. So they start in a moment."""
+    """Processes that are forked from one that has imported PyTorch, so that they start in a moment.
+
+    Beside a CUDA device that one has imported nothing, and each process imports PyTorch for itself.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
