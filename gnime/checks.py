@@ -39,9 +39,11 @@ def hardly_differ(array: Rows) -> bool:
 def warnings_about_training(name: str, history: list) -> list[str]:
     """Whether an injector's training ended in a burst. history: [distortion, inversion, inverter's loss] per epoch."""
     distortion = np.asarray(history, np.float64)[len(history) // 2 :, 0]
-    ratio = distortion[-1] / np.median(distortion)
-    return [f"{name}: its training was not steady at its end: the last epoch's distortion is {ratio:.1f} times the median of "
-            "the second half of the epochs, so another number of epochs gives other results"] if ratio > BURST else []
+    last, usual = distortion[-1], np.median(distortion)
+    if last <= BURST * usual:
+        return []
+    return [f"{name}: its training was not steady at its end: the last epoch's distortion is {last:.2g}, the median of the "
+            f"second half of the epochs {usual:.2g}, so another number of epochs gives other results"]
 
 
 def unrelated(images: Rows, answers: Rows) -> bool:

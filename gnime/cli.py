@@ -66,9 +66,6 @@ def parser(script: str) -> argparse.ArgumentParser:
     return flags
 
 
-# The flags themselves, each once: `python -m gnime.reproduce` has those of all three scripts.
-
-
 def resolve(script: str, arguments: list[str] | None = None) -> Run:
     """The run of a command line (`sys.argv` if `arguments` is None). An error of usage ends the process with code 2."""
     register(())  # what an earlier run in this process registered

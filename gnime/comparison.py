@@ -99,7 +99,7 @@ def _more_than_its_bits(results: dict[str, Result]) -> list[str]:
     warnings = []
     for name, result in results.items():
         leak, interval = result.numbers[RESIDUAL], result.numbers.get(f"{RESIDUAL}_interval")
-        if find_row(name).bits == 0 and leak is not None and (leak > CHANCE or (interval and interval[0] > NOTHING)):
+        if find_row(name).bits == 0 and leak is not None and (leak > CHANCE or (interval and interval[0] >= NOTHING)):
             warnings.append(f"{name}: its maps add nothing to the prediction, but residual leakage is "
                             f"{leak:.0%}: attackers learn less from the prediction than it tells, or the "
                             "maps tell of the defender's images; the other rows' leakage is too large by as much")

@@ -76,7 +76,8 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     plain.setdefault("best_score", None)
     plain.setdefault("best_epoch", 0)
     left = config.epochs - plain["epoch"]
-    forecast = Forecast(task.name, left * math.ceil(len(task.rows) / config.batch_size), f"if it takes all {left} epochs")
+    forecast = Forecast(task.name, left * math.ceil(len(task.rows) / config.batch_size),
+                        f"for all {left} epochs, validation not counted")
     with Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar:
         while plain["epoch"] < config.epochs and not _stale(plain, config):
             epoch = plain["epoch"]

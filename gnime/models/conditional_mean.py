@@ -6,8 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-COLUMNS = 4096  # pixels whose coefficients are float64 at a time
-
 
 class ConditionalMean(nn.Module):
     """g(y) = clip(m[argmax y] + sum_j k(z, z_j) a_j, 0, 1), with k(z, z') = exp(-|z - z'|^2 / 2 h^2).
@@ -32,14 +30,13 @@ class ConditionalMean(nn.Module):
         self.register_buffer("scale", torch.ones(classes))
         self.register_buffer("width", torch.ones(()))
         self.register_buffer("centres", torch.zeros(centres, classes))
-        self.register_buffer("coefficients", torch.zeros(centres, self.means[0].numel()))
+        self.register_buffer("coefficients", torch.zeros(centres, self.means[0].numel(), dtype=torch.float64))
 
     def forward(self, explanation: Tensor | None, prediction: Tensor) -> Tensor:
         """prediction (N, classes) logits; the explanation is ignored. Returns g(y) (N, K, S, S) in [0, 1]."""
         z = (prediction.double() - self.offset) / self.scale  # (N, classes)
         weights = gaussian(z, self.centres.double(), self.width.double())  # (N, centres)
-        parts = [weights @ columns.double() for columns in self.coefficients.split(COLUMNS, 1)]
-        rest = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # (N, K S S)
+        rest = weights @ self.coefficients.double()  # (N, K S S)
         return (self.means[prediction.argmax(1)] + rest.to(self.means).view(-1, *self.shape)).clamp(0, 1)
 
 

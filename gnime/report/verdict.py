@@ -55,8 +55,8 @@ class Point:
 
     @property
     def tight(self) -> bool:
-        """Whether no attacker found more in its maps than in the prediction: all intervals of its leak reach 0, and no leak is
-        larger than what chance makes. Wide intervals of few images prove nothing."""
+        """Whether no attacker found more in its maps than in the prediction: all intervals of its leak reach 0, or begin below
+        `NOTHING`, and no leak is larger than what chance makes. Wide intervals of few images prove nothing."""
         leaks = [self.leak, *([self.beside[1]] if self.beside else [])]
         return self.sound and (self.bits == 0 or all(low < NOTHING for low, _ in self.spans) and max(leaks) <= CHANCE)
 
