@@ -80,12 +80,21 @@ def _unlearnt(results: dict[str, Result], remedy: str) -> list[str]:
         if name != "predmi" and "predmi" in mse_of and (
                 interval[name][0] > interval["predmi"][1] or mse_of[name] > (1 + SAME) * mse_of["predmi"]):
             warnings.append(f"{name}: the paper's attacker does worse (MSE {mse_of[name]:.4f}) than one without explanations "
-                            f"({mse_of['predmi']:.4f}), which it could imitate: it has not converged; {remedy}")
+                            f"({mse_of['predmi']:.4f}), which it could imitate: it has not converged; "
+                            f"{_instead(result, remedy)}")
         if name != "expmi" and "expmi" in mse_of and _distortion(result, 1.0) < 1e-9:
             if abs(mse_of[name] / mse_of["expmi"] - 1) > SAME:
                 warnings.append(f"{name}: distorts nothing, but its attacker's MSE is {mse_of[name]:.4f} and the undefended "
                                 f"one's {mse_of['expmi']:.4f}: one of them has not converged; {remedy}")
     return warnings
+
+
+def _instead(result: Result, remedy: str) -> str:
+    """The remedy, unless the paper's attacker of the row stopped because it learnt nothing more."""
+    if not result.attacker.get("early"):
+        return remedy
+    return (f"it stopped after {result.attacker['epochs']} epochs, because it learnt nothing more: give more images, or "
+            "another --lr or --width")
 
 
 def _distortion(result: Result, unknown: float) -> float:
@@ -112,7 +121,7 @@ def _noise_that_leaks(results: dict[str, Result], remedy: str) -> list[str]:
     noisy = [name for name in results if find_row(name).defence in ("none", "rnd")]
     noisy.sort(key=lambda name: _distortion(results[name], math.inf))
     return [f"{less}: its attacker recovers less (MSE {mse_of[less]:.4f}) than that of {more} ({mse_of[more]:.4f}), which has "
-            f"more noise: it has not converged; {remedy}" for less, more in itertools.pairwise(noisy)
+            f"more noise: it has not converged; {_instead(results[less], remedy)}" for less, more in itertools.pairwise(noisy)
             if mse_of[more] < (1 - SAME) * mse_of[less]]
 
 

@@ -62,7 +62,7 @@ def export(run: Run, row: Row, out: Path) -> list[str]:
     path = paths.injector(row.weight(run.target.inversion_weight)) if "injector" in row.needs else paths.defence(row.name)
     if not path.exists():
         script = "train" if "injector" in row.needs else "eval"
-        raise GnimeError(f"{path} is missing; make it with: {run.command(script)}")
+        raise GnimeError(f"{path} is missing; make it with: {run.command(script)} and the other flags of the run")
     network, record = load_defence(path)
     leakage, notes = evaluation(run, row, record["digest"])
     metadata = {"setting": row.name, "bits": row.bits, **record, **leakage,
@@ -80,7 +80,7 @@ def evaluation(run: Run, row: Row, digest: str) -> tuple[dict, list[str]]:
     digest: of the defence's file. The numbers are None where the evaluation is missing or of another file.
     """
     unknown: dict = {RESIDUAL: None, "interval": None, "best": None, "attackers": None, "evaluated": None, "warnings": []}
-    path, command = Paths(run).results, run.command("eval")
+    path, command = Paths(run).results, f"{run.command('eval')} and the other flags of the run"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found, networks = content["settings"].get(row.name), content["networks"]
@@ -99,8 +99,10 @@ def evaluation(run: Run, row: Row, digest: str) -> tuple[dict, list[str]]:
                "attackers": found.get("attackers"), "evaluated": content.get("commit"), "warnings": content.get("warnings", [])}
     notes = [f"{path}: the evaluation warns: {warning}" for warning in leakage["warnings"]
              if warning.startswith((f"{row.name}: ", f"{name}: "))]
-    if leakage[RESIDUAL] is None:
-        notes.append(f"{path}: residual leakage is not known without the rows predmi and expmi; measure it with {command}")
+    if leakage["interval"] is None:
+        leakage[RESIDUAL] = None
+        notes.append(f"{path}: residual leakage is not known: the undefended maps leak too little, or the rows predmi and "
+                     f"expmi are missing; those are measured with {command}")
     return leakage, notes
 
 

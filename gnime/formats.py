@@ -20,7 +20,7 @@ NEEDS = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".pt2": ()}  # packages
 def require_packages(suffix: str) -> None:
     """Raises a `GnimeError` if a package is missing that writes and verifies files of this suffix."""
     if missing := [name for name in NEEDS[suffix] if importlib.util.find_spec(name) is None]:
-        raise GnimeError(f"{suffix}: {', '.join(missing)} not installed; install with: pip install 'gnime[onnx]', "
+        raise GnimeError(f"{suffix}: {', '.join(missing)} not installed; install with: pip install {' '.join(missing)}, "
                          "or give a name that ends with .pt2")
 
 

@@ -22,6 +22,7 @@ from .explanations import trial_images, try_explainer
 from .networks import build, classifier_spec, inverter_spec
 from .ops import accelerate
 from .ownentries import register
+from .ownfiles import own_name
 from .parallel import run_side_by_side
 from .recorded import open_run
 from .references import references, scale
@@ -70,17 +71,20 @@ def _prepare(experiment: Experiment) -> None:
         try_explainer(run, untrained, trial_images(run, device))
     for warning in experiment.warnings if device.rank == 0 else ():
         warn(warning)
-    _tell_victim(experiment)
+    for warning in _tell_victim(experiment):
+        warn(warning)
     experiment.classifiers, experiment.explanations  # noqa: B018  made when first used
     if checks.hardly_differ(experiment.explanations.rows):
         warn(f"{experiment.paths.explanations}: the maps hardly differ from each other, so they say nothing about the images")
 
 
-def _tell_victim(experiment: Experiment) -> None:
-    """The victim's accuracy. A network of another program may number the classes otherwise. Or what is known of a record."""
+def _tell_victim(experiment: Experiment) -> list[str]:
+    """Says the victim's accuracy, or what is known of a record. Returns warnings, which a reader of the results must know too.
+
+    A network of another program may number the classes otherwise.
+    """
     if experiment.run.record:
-        experiment.tell()
-        return
+        return experiment.tell()
     data, victim = experiment.data, experiment.victim
     arguments = victim.network, experiment.images, experiment.labels, data.splits.attacker, experiment.device
     found = victim.report.get("score")  # of the same images, where this project trained it
@@ -89,18 +93,20 @@ def _tell_victim(experiment: Experiment) -> None:
             found = checks.accuracy(*arguments)
     by_chance = checks.chance(data)
     say(f"victim        accuracy {found:.3f} on the attacker's half, chance {by_chance:.3f}")
-    if checks.near_chance(found, by_chance):
-        remedy = "train it longer" if "score" in victim.report else ("if its outputs are other classes than here, sort them: "
-                                                           + checks.numbered(data.classes))
-        name = experiment.run.victim or experiment.paths.victim
-        warn(f"{name}: accuracy {found:.3f} is near chance ({by_chance:.3f}); {remedy}")
+    if not checks.near_chance(found, by_chance):
+        return []
+    remedy = "train it longer" if "score" in victim.report else (
+        f"if its outputs are other classes than here, sort them: {checks.numbered(data.classes)}")
+    name = own_name(experiment.run.victim) or experiment.paths.victim.relative_to(experiment.run.root)
+    return [f"{name}: accuracy {found:.3f} is near chance ({by_chance:.3f}); {remedy}"]
 
 
 def train(run: Run) -> None:
     """The noise injector of each weight."""
     began = time.monotonic()
     experiment = _begin(run)
-    _tell_victim(experiment)
+    for warning in _tell_victim(experiment):
+        warn(warning)
     for weight in run.weights or (run.target.inversion_weight,):
         _train_injector(experiment, weight)
     say(f"done in {seconds_since(began)}; next: {run.command('eval')}")
@@ -161,7 +167,7 @@ def evaluate(run: Run, trains: bool = True) -> dict | None:
     began = time.monotonic()
     experiment = _begin(run, trains)
     rows, device = [find_row(name) for name in run.rows], experiment.device
-    _tell_victim(experiment)
+    told = _tell_victim(experiment)
     experiment.classifiers, experiment.attacker_data  # noqa: B018  refused early where missing
     if trains:
         for row in rows:  # by all processes together
@@ -174,7 +180,7 @@ def evaluate(run: Run, trains: bool = True) -> dict | None:
         device.barrier()
     elif trains and min(run.jobs, len(rows)) > 1:
         run_side_by_side([partial(train_row, run, row.name) for row in rows], run.jobs)
-    content = _results(experiment, rows, began) if device.rank == 0 else None
+    content = _results(experiment, rows, began, told) if device.rank == 0 else None
     device.barrier()
     return content
 
@@ -189,7 +195,8 @@ def train_row(run: Run, name: str, before: tuple[Run, Run] | None = None) -> Non
     train_attackers(open_run(run), find_row(name))
 
 
-def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | None:
+def _results(experiment: Experiment, rows: list[Row], began: float, told: list[str]) -> dict | None:
+    """told: warnings about the victim."""
     results: dict[str, Result] = {}
     for row in rows:
         try:
@@ -198,7 +205,7 @@ def _results(experiment: Experiment, rows: list[Row], began: float) -> dict | No
             say(f"{row.name:<13} not finished; left out")
     if not results:
         return None
-    warnings, maps = _warnings(experiment, rows, results), references(experiment)
+    warnings, maps = told + _warnings(experiment, rows, results), references(experiment)
     for result in results.values():
         result.numbers = scale(result.numbers, maps)
     chosen = examples.choose(experiment, results)

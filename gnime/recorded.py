@@ -22,7 +22,7 @@ from .npy import Pictures
 from .records import Folder, Predictions, digest
 from .sources import open_source
 from .store import artifact_lock, exists
-from .system import say, warn
+from .system import say
 
 NO_VICTIM, NO_LABELS = "a record has no victim", "the record has no labels"
 
@@ -168,16 +168,17 @@ class Recorded(Experiment):
             f"or its rows are in another order than those of {IMAGES}, and then the audit sees no leak where there is one"
             for name, rows in others.items() if checks.unrelated(self.data.images, rows)]
 
-    def tell(self) -> None:
-        """The form of the predictions, and how often they are right where that is known."""
+    def tell(self) -> list[str]:
+        """Says the form of the predictions, and how often they are right where that is known. Returns warnings."""
         form = self._recorded.record["form"]
         shown = "" if self.published == form else f", published as {self.published}"
         say(f"predictions   {form}, {len(self.data.classes)} classes{shown}")
         if form == "nothing" or not self.data.labelled:
-            return
+            return []
         half, by_chance = self.data.splits.attacker, checks.chance(self.data)
         right = self._recorded.rows[half.start : half.stop].argmax(1) == self.data.labels[half.start : half.stop]
         say(f"accuracy      {right.mean():.3f} on the attacker's half, chance {by_chance:.3f}")
-        if checks.near_chance(right.mean(), by_chance):
-            warn(f"{self.folder.path / PREDICTIONS}: accuracy {right.mean():.3f} is near chance ({by_chance:.3f}); its rows "
-                 f"may be in another order than those of {LABELS}, or column i is not class i")
+        if not checks.near_chance(right.mean(), by_chance):
+            return []
+        return [f"{PREDICTIONS}: accuracy {right.mean():.3f} is near chance ({by_chance:.3f}); its rows may "
+                f"be in another order than those of {LABELS}, or column i is not class i"]

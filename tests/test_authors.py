@@ -229,8 +229,8 @@ def test_hostile_files_are_refused_at_once(tmp_path, change, how, reason):
 
 
 @pytest.mark.parametrize(("network", "reason"), [
-    (Classifier((1, 16), 5, (4, 6), 12), "its fc1 has shape .12, 4., .* needs .12, 5.; it is of images, maps or classes"),
-    (Classifier((1, 16), 4, (4, 6, 8), 12), "4 layers with weights, this run's network 5; it is of images, maps or classes"),
+    (Classifier((1, 16), 5, (4, 6), 12), "its fc1 has shape .12, 4., .* needs .12, 5.; it is another network"),
+    (Classifier((1, 16), 4, (4, 6, 8), 12), "4 layers with weights, this run's network 5; it is another network"),
     (ExpMI(1, 16, 4, 1, 16, 128), "it is of --width 64: give that"), (PredMI(4, 1, 16, 128), "it is of --width 64: give that"),
     (PredMI(4, 3, 16, 64), "its decoder.2 has shape .3, 3, 16, 1., .* needs .3, 3, 16, 3."),
     (ExpMI(1, 16, 4, 1, 32, 64), "8 layers with weights, this run's network 9")],
@@ -238,7 +238,7 @@ def test_hostile_files_are_refused_at_once(tmp_path, change, how, reason):
 def test_other_sizes_are_named(tmp_path, network, reason):
     there = {Classifier: Classifier((1, 16), 4, (4, 6), 12), ExpMI: ExpMI(1, 16, 4, 1, 16, 64), PredMI: PredMI(4, 1, 16, 64)}
     bundle = Bundle(bundles.write(tmp_path / "variables", {"": keras_layers(there[type(network)])}))
-    with pytest.raises(GnimeError, match=f"variables.index: does not fit: .*{reason}"):
+    with pytest.raises(GnimeError, match=f"variables: does not fit: .*{reason}"):
         read_network(bundle, network)
 
 

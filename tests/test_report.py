@@ -162,7 +162,7 @@ def test_what_to_publish():
     stronger["warnings"] = ["gnime: the verdict is optimistic: of the first 60 test images white-box recovers more"]
     found = judge(stronger)
     assert "of 2 attackers (50 % [40, 60] to white-box), and" in found.sentence
-    assert found.publish == "predmi" and "white-box 50 % [40, 60]" in found.advice[0].text
+    assert found.publish == "predmi" and "white-box gets 50 % [40, 60]" in found.advice[0].text
 
 
 def test_what_to_do():

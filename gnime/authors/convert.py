@@ -35,6 +35,9 @@ def _source(path: Path) -> Path | None:
     if path.name == "injector.pt":
         epochs = [int(found[1]) for file in path.parent.glob("e*.ckpt.index")
                   if (found := re.fullmatch(r"e([1-9][0-9]{0,5})\.ckpt\.index", file.name))]
+        if not epochs and (left := sorted(path.parent.glob("e*.ckpt.data-*"))):
+            raise GnimeError(f"{left[0]}: a checkpoint of the authors' release without its .index; copy that too, or move this "
+                             "file away")
         return path.parent / f"e{max(epochs)}.ckpt" if epochs else None
     folder = path.with_suffix("")
     there = (folder / "saved_model.pb").exists() or (folder / "variables").exists()
@@ -79,12 +82,12 @@ def read_network(bundle: Bundle, network: nn.Module, part: str = "") -> dict[str
     found, ours = bundle.layers(part), _layers(network)
     tensors = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     if len(found) != len(ours):
-        raise GnimeError(f"{bundle.index}: does not fit: it has {len(found)} layers with weights, this run's network "
+        raise GnimeError(f"{_place(bundle)}: does not fit: it has {len(found)} layers with weights, this run's network "
                          f"{len(ours)}; {_remedy(found, ours)}")
     for (name, layer), (kernel, bias) in zip(ours, found, strict=True):  # all shapes, before memory is taken for numbers
         wanted = tuple(layer.weight.shape[i] for i in ((2, 3, 1, 0) if layer.weight.ndim == 4 else (1, 0)))
         if kernel.shape != wanted or bias.shape != tuple(layer.bias.shape):
-            raise GnimeError(f"{bundle.index}: does not fit: the kernel of its {name} has shape {kernel.shape}, this run's "
+            raise GnimeError(f"{_place(bundle)}: does not fit: the kernel of its {name} has shape {kernel.shape}, this run's "
                              f"network needs {wanted}; {_remedy(found, ours)}")
     for i, ((name, layer), (kernel, bias)) in enumerate(zip(ours, found, strict=True)):
         numbers = torch.tensor(bundle.numbers(kernel))
@@ -95,6 +98,12 @@ def read_network(bundle: Bundle, network: nn.Module, part: str = "") -> dict[str
         tensors[f"{name}.weight"] = weight.contiguous()
         tensors[f"{name}.bias"] = torch.tensor(bundle.numbers(bias))
     return tensors
+
+
+def _place(bundle: Bundle) -> Path:
+    """What the user has put there: the folder of a SavedModel, or a checkpoint's files by their common name."""
+    folder = bundle.index.parent
+    return folder.parent if folder.name == "variables" else bundle.index.with_suffix("")
 
 
 def _layers(network: nn.Module) -> list[Layer]:
@@ -127,7 +136,8 @@ def _remedy(found: list[tuple[Entry, Entry]], ours: list[Layer]) -> str:
         times = share.get(name.rpartition(".")[2])
         if times and outputs and outputs[-1] != layer.out_features:
             return f"it is of --width {times * outputs[-1]}: give that, or move it away"
-    return "it is of images, maps or classes of other sizes: give the --target or --image-size of those, or move it away"
+    return ("it is another network, or one of images, maps or classes of other sizes: give the --target or --image-size of "
+            "those, or move it away")
 
 
 def _check_victim(bundle: Bundle, victim: TrainedModel, kind: str, origin: str) -> None:

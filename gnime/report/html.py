@@ -175,8 +175,9 @@ def _leak(content: dict, rows: dict[str, Point]) -> dict | None:
     if not {"predmi", "expmi"} <= rows.keys():
         return None
     without, undefended = (content["settings"][name]["best"]["mse"] for name in ("predmi", "expmi"))
+    measurable = all(numbers.get(f"{RESIDUAL}_interval", ()) is not None for numbers in content["settings"].values())
     return {"without": f"{without:.4f}", "undefended": f"{undefended:.4f}", "times": f"{without / undefended:.1f}",
-            "leaks": undefended < without, "attacker": rows["expmi"].attacker}
+            "leaks": undefended < without and measurable, "attacker": rows["expmi"].attacker}
 
 
 def configuration(content: dict) -> list[tuple[str, str]]:

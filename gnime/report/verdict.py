@@ -272,10 +272,11 @@ def _worse(rows: dict[str, Point], dominated: dict[str, list[str]], publish: str
         better = dominated.get(row.name, [])
         other = rows.get(publish if publish in better else next(iter(better), ""))
         if other:
-            told = "" if other.leak <= row.leak else " that these images could tell"
+            worse = other.leak > row.leak, other.kept < row.kept
+            leak, kept = (" that these images could tell" if is_worse else "" for is_worse in worse)
             advice.append(Advice((row.name,), "dominated", (
-                f"{row.name}: {_leaks(row)}. {other.name} leaks no more{told} ({percent(other.leak)} "
-                f"{percents(other.leak_span)}) and keeps no less ({other.kept:.2f} against {row.kept:.2f}): "
+                f"{row.name}: {_leaks(row)}. {other.name} leaks no more{leak} ({percent(other.leak)} "
+                f"{percents(other.leak_span)}) and keeps no less{kept} ({other.kept:.2f} against {row.kept:.2f}): "
                 f"take {other.name}")))
         elif row.bits != 0 and any(low >= NOTHING for low, _ in row.spans):
             advice.append(Advice((row.name,), "unsafe", f"{row.name}: {_leaks(row)}: {_instead(row, publish)}"))
@@ -284,7 +285,7 @@ def _worse(rows: dict[str, Point], dominated: dict[str, list[str]], publish: str
 
 def _leaks(row: Point) -> str:
     said = f"{row.attacker} gets {percent(row.leak)} {percents(row.leak_span)} of the leak"
-    return said + (f", {row.beside[0]} {percent(row.beside[1])} {percents(row.beside[2])}" if row.beside else "")
+    return said + (f", and {row.beside[0]} gets {percent(row.beside[1])} {percents(row.beside[2])}" if row.beside else "")
 
 
 def _instead(row: Point, publish: str | None) -> str:
