@@ -35,6 +35,9 @@ PROGRAM = "python -m gnime.reproduce"
 ABOUT = """The paper's table or a run of your own, seed by seed: one JSON for each seed, and one page for all of them."""
 # what changes the run of a preset
 CHANGING = ("victim", "layer", "image_size", "width", "epochs", "batch_size", "lr", "skip_bad", "drop_duplicates")
+# of a result's configuration, what is not compared: a file only grows by rows; files are compared by their contents; the stages
+# tell epochs, batch and learning rate; precision stands beside the configuration; the rest decides no number
+IGNORED = {"settings", "files", "epochs", "batch_size", "lr", "precision", "script", "skip_bad", "deterministic", "gpu"}
 Cell = tuple[str, str, int]  # target, explainer and seed
 
 
@@ -124,25 +127,27 @@ def asked_rows(options: argparse.Namespace, cell: Cell) -> set[str]:
     return {*map(own_name, options.settings), *(CONTROLS if options.controls else ()), *weighted}
 
 
-def difference(result: dict, options: argparse.Namespace, cell: Cell) -> str:
-    """What another configuration a result was measured with than these flags ask for, and what to do; empty: none."""
+def difference(result: dict, options: argparse.Namespace, cell: Cell, data: dict) -> str:
+    """What another configuration or other data a result was measured with than these flags ask for, and what to do.
+
+    data: as `data_now` returns it. Returns an empty text where there is no difference.
+    """
     from .device import default_precision
-    from .report.results import portable
 
     run, found = cell_run("eval", options, cell), dict(result["configuration"])
-    wanted = json.loads(json.dumps(portable(run).describe()))
-    for script, kind in (("prepare", "classifier"), ("train", "injector")):
-        wanted["stages"][kind] = json.loads(json.dumps(cell_run(script, options, cell).describe()["stages"][kind]))
-    if run.victim or run.record:  # trained elsewhere: no classifier of this run but the evaluation classifier
-        found["stages"] = found["stages"] | {"classifier": wanted["stages"]["classifier"]}
-    if not any(find_row(name).needs_injector for name in result["settings"]):
-        found["stages"] = found["stages"] | {"injector": wanted["stages"]["injector"]}
+    wanted = _configuration(options, cell)
+    stages, networks = wanted["stages"], result.get("networks", {})
+    classifier = networks.get("victim") or networks.get("evaluation") or {}
+    for kind, stage in found["stages"].items():
+        if stage is None or kind == "injector" and not any(find_row(name).needs_injector for name in result["settings"]):
+            stages[kind] = stage  # the run has no such network, or not one that it trained
+        elif kind == "classifier" and classifier.get("early") and stages[kind]["epochs"] >= classifier["epochs"]:
+            stages[kind]["epochs"] = stage["epochs"]  # more would have changed nothing
     if absent := [f"--{flag} {spec}" for flag, spec in found.get("files", []) if [flag, spec] not in wanted.get("files", [])]:
         return f"measured with {' '.join(absent)}; give the same flags again, or another --results and --root"
     if changed := [spec for spec, made_by in result.get("own_files", {}).items() if own_digests(run).get(spec) != made_by]:
         return f"measured with another content of {' and '.join(changed)}; move it away, or give another --results and --root"
-    for key in ("limit", "official", "image", "width", "weight", "stages", "attackers", "published", "victim", "layer",
-                "scale"):
+    for key in (name for name in wanted | found if name not in IGNORED):
         if found.get(key) != wanted.get(key):
             return (f"measured with {key} {json.dumps(found.get(key))}, this run has {json.dumps(wanted.get(key))}; move it "
                     "away, or give another --results and --root")
@@ -150,7 +155,43 @@ def difference(result: dict, options: argparse.Namespace, cell: Cell) -> str:
     if result["precision"] != precision:
         return (f"measured in {result['precision']}, this run computes in {precision}; give --precision "
                 f"{result['precision']}, or another --results and --root")
+    if changed := [name for name, digest in data_of(result).items() if data.get(name, digest) != digest]:
+        return f"of other data ({', '.join(changed)}); move it away, or give another --results and --root"
     return ""
+
+
+def _configuration(options: argparse.Namespace, cell: Cell) -> dict:
+    """As a result has it: the evaluation's, with what prepare.py and train.py decide."""
+    from .report.results import portable
+
+    made = {script: portable(cell_run(script, options, cell)).describe() for script in ("prepare", "train", "eval")}
+    wanted = made["eval"] | {"drop_duplicates": made["prepare"]["drop_duplicates"]}
+    wanted["stages"] |= {"classifier": made["prepare"]["stages"]["classifier"], "injector": made["train"]["stages"]["injector"]}
+    return json.loads(json.dumps(wanted))
+
+
+def data_now(run: Run) -> dict:
+    """What tells the run's data from others: "images" -> `sources.fingerprint`, and each other file of a record -> its digest.
+
+    What is not there yet is left out.
+
+    Raises:
+        GnimeError: an array or a record is damaged.
+    """
+    from .records import Folder, digest
+    from .sources import fingerprint
+
+    found: dict = {"images": fingerprint(run)}
+    if run.record:
+        folder = Folder(run.datasets / run.target.folder)
+        found |= {file.path.name: digest(file.path) for file in (folder.predictions, folder.maps(run.xai))}
+    return {name: value for name, value in found.items() if value}
+
+
+def data_of(result: dict) -> dict:
+    """The same of a result, as far as it says: older ones say less, and scikit-learn's digits are always the same."""
+    found = {"images": result.get("source")} | result.get("record", {}).get("files", {})
+    return {name: value for name, value in found.items() if value}
 
 
 def own_digests(run: Run) -> dict[str, str]:

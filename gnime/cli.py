@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import __version__
-from .config import TARGETS, Run, Target, program
+from .config import PUBLISHED, TARGETS, Run, Target, program
 from .errors import GnimeError, fixable
 from .flags import (
     Formatter,
@@ -27,7 +27,7 @@ from .ownentries import register
 from .ownfiles import is_own, own_name
 from .registry import ATTACKERS, DEFAULT_ROWS, DEFENCES, EXPLAINERS, ROWS, takes_layer
 from .streams import open_standard_streams, tell
-from .targets import find_target
+from .targets import IN_AUX, find_target
 from .threads import configure_threads
 
 ABOUT = {
@@ -93,6 +93,8 @@ def run_of(script: str, given: argparse.Namespace, flags: Parser, record: Target
     if record.width < 1 << (record.size - 1).bit_length():  # at the next power of two a network has a channel or more
         flags.error(f"argument --width: {record.width}: images of side {record.size} need at least {record.size}")
     rows, asked = ([*dict.fromkeys(getattr(given, flag, ()))] for flag in ("settings", "attackers"))
+    if form := next((form for form in PUBLISHED if form != "logits" and own_name(given.xai).endswith(f"_{form}")), ""):
+        flags.error(f"argument --xai: {given.xai}: a name that ends with _{form} is for files of --published {form}; rename it")
     files = own_files(flags, {"xai": [given.xai], "settings": rows, "attackers": asked})
     if given.scale != "absolute" and not is_own(given.xai) and record.source != "record":
         flags.error(f"argument --scale: the maps of {given.xai} have no sign; the flag is for an explainer of your own")
@@ -113,7 +115,7 @@ def own_files(flags: Parser, asked: dict[str, list[str]]) -> tuple[tuple[str, st
     """
     files = []
     for flag, names in asked.items():
-        taken = {*EXPLAINERS, *DEFENCES, *ROWS, *ATTACKERS, "all", "victim", "evaluation", "injector"}
+        taken = {*EXPLAINERS, *DEFENCES, *ROWS, *ATTACKERS, *IN_AUX, "all", "victim", "evaluation", "injector"}
         for spec in filter(is_own, names):
             if own_name(spec) in taken:
                 flags.error(f"argument --{flag}: {spec}: the name {own_name(spec)} is taken; give the object another one")

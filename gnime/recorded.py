@@ -66,9 +66,10 @@ class Recorded(Experiment):
 
     @property
     def about(self) -> dict:
-        form = self._recorded.record["form"]
-        return {"record": {"predictions": form, "published": self.published, "labelled": self.data.labelled,
-                           "lacking": self.lacking}}
+        files = {PREDICTIONS: self._recorded.record, maps_file(Path(), self.run.xai).name: self.explanations.record}
+        return {"record": {"predictions": self._recorded.record["form"], "published": self.published,
+                           "labelled": self.data.labelled, "lacking": self.lacking,
+                           "files": {name: record["source"] for name, record in files.items()}}}
 
     @property
     def published(self) -> str:

@@ -13,10 +13,22 @@ import re
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from .cells import PROGRAM, Cell, asked_rows, cell_run, difference, own_digests, parser, result_path
+from .cells import (
+    PROGRAM,
+    Cell,
+    asked_rows,
+    cell_run,
+    data_now,
+    data_of,
+    difference,
+    own_digests,
+    parser,
+    result_path,
+)
 from .cli import guarded
 from .config import Run
 from .errors import GnimeError, Stopped
@@ -38,8 +50,11 @@ def run_cell(options: argparse.Namespace, cell: Cell, settings: tuple[str, ...])
     _write_result(options, cell, run, pipeline.evaluate(run))
 
 
-def finished_part(options: argparse.Namespace, cell: Cell, settings: tuple[str, ...]) -> list[str]:
-    """Writes the result of those settings whose training is finished, after the time was up; returns their names."""
+def finished_part(options: argparse.Namespace, cell: Cell, settings: tuple[str, ...], there: set[str]) -> list[str]:
+    """Writes the result of those settings whose training is finished, after the time was up; returns their names.
+
+    there: the rows of the result that lies there. Where one of them would be lost, nothing is written.
+    """
     from . import pipeline
     from .errors import Unfinished
 
@@ -48,9 +63,10 @@ def finished_part(options: argparse.Namespace, cell: Cell, settings: tuple[str, 
         measured = pipeline.evaluate(run, trains=False)
     except Unfinished:
         measured = None
-    if measured:
-        _write_result(options, cell, run, measured)
-    return list(measured["settings"]) if measured else []
+    if measured is None or not there <= measured["settings"].keys():
+        return []
+    _write_result(options, cell, run, measured)
+    return list(measured["settings"])
 
 
 def _write_result(options: argparse.Namespace, cell: Cell, run: Run, measured: dict) -> None:
@@ -86,49 +102,66 @@ def reproduce(options: argparse.Namespace) -> int:
         cell_run("prepare", options, cell)  # refused before the first hour, not after it
     for folder in {result_path(options, cell).parent for cell in cells}:
         _writable(folder)
-    _measure(options, cells)
+    data = {cell[:2]: data_now(cell_run("prepare", options, cell)) for cell in {cell[:2]: cell for cell in cells}.values()}
+    _measure(options, cells, data)
     for cell in {cell[:2]: cell for cell in cells}.values():
-        _show_seeds(options, cell)
+        _show_seeds(options, cell, data[cell[:2]])
     return 0
 
 
-def _measure(options: argparse.Namespace, cells: list[Cell]) -> None:
+def _measure(options: argparse.Namespace, cells: list[Cell], data: dict[tuple[str, str], dict]) -> None:
     """Seed by seed, so that an early stop leaves finished cells.
 
-    A cell that lacks a setting is evaluated again with those it has and those asked for: a file only grows. When the time is
-    up, the settings whose training is finished are evaluated in the part of the budget that is kept for it.
+    A cell that lacks a setting is evaluated again with those it has and those asked for: a file only grows. A second process
+    that adds to the same cell waits. When the time is up, the settings whose training is finished are evaluated in the part of
+    the budget that is kept for it.
     """
-    from .report.docs import read_result
+    from .store import artifact_lock
     from .system import say, stop_after, time_is_up
 
     margin = options.margin or evaluation_seconds(options.budget or 0.0)
     stop_after(options.budget - margin if options.budget else math.inf)
     for i, cell in enumerate(cells, 1):
-        path, asked, there = result_path(options, cell), asked_rows(options, cell), set()
-        if path.exists():
-            result = read_result(path)
-            if reason := difference(result, options, cell):
-                raise GnimeError(f"{path}: {reason}")
-            there = set(result["settings"])
-        if asked <= there:
-            say(f"[{i}/{len(cells)}] {path}: found")
-            continue
-        say(f"[{i}/{len(cells)}] {path}")
-        began = time.monotonic()
-        settings = tuple(in_order(asked | there))
-        try:
-            run_cell(options, cell, settings)
-        except Stopped as stopped:
-            if not time_is_up():  # Ctrl-C
-                raise
-            part = finished_part(options, cell, settings)
-            say(f"{stopped}; {i - 1} of {len(cells)} cells are done" + (f", and {' '.join(part)} of {path}" if part else ""))
-            return
+        path, asked, of_data = result_path(options, cell), asked_rows(options, cell), data[cell[:2]]
+        whole = asked <= _rows_there(options, cell, of_data)
+        with nullcontext() if whole else artifact_lock(path, path.parent):
+            there = _rows_there(options, cell, of_data)  # a process that held the lock has added some
+            if asked <= there:
+                say(f"[{i}/{len(cells)}] {path}: found")
+                continue
+            say(f"[{i}/{len(cells)}] {path}")
+            began = time.monotonic()
+            settings = tuple(in_order(asked | there))
+            try:
+                run_cell(options, cell, settings)
+            except Stopped as stopped:
+                if not time_is_up():  # Ctrl-C
+                    raise
+                part = finished_part(options, cell, settings, there)
+                more = f", and {' '.join(part)} of {path}" if part else ""
+                say(f"{stopped}; {i - 1} of {len(cells)} cells are done{more}")
+                return
         say(f"[{i}/{len(cells)}] {path}: made in {time.monotonic() - began:.0f} s")
 
 
-def _show_seeds(options: argparse.Namespace, cell: Cell) -> None:
-    """The table of means of all seeds whose results lie there, and their page."""
+def _rows_there(options: argparse.Namespace, cell: Cell, data: dict) -> set[str]:
+    """The rows of the cell's result; none where there is none. Raises `GnimeError` where it is damaged or of another run."""
+    from .report.docs import read_result
+
+    path = result_path(options, cell)
+    if not path.exists():
+        return set()
+    result = read_result(path)
+    if reason := difference(result, options, cell, data):
+        raise GnimeError(f"{path}: {reason}")
+    return set(result["settings"])
+
+
+def _show_seeds(options: argparse.Namespace, cell: Cell, data: dict) -> None:
+    """The table of means of all seeds whose results lie there, and their page. Seeds of other data are left out.
+
+    data: as `data_now` returns it. Where the data are not there, the asked seed's result says which they are.
+    """
     from . import pipeline
     from .report import seeds
     from .report.docs import read_result
@@ -136,15 +169,22 @@ def _show_seeds(options: argparse.Namespace, cell: Cell) -> None:
 
     any_seed = result_path(options, cell)
     name, runs = any_seed.name.rpartition("_seed")[0], []
-    for path in any_seed.parent.glob(f"{name}_seed*.json"):
-        if not re.fullmatch(r"[0-9]+", path.stem.removeprefix(f"{name}_seed")):
+    paths = {path: path.stem.removeprefix(f"{name}_seed") for path in any_seed.parent.glob(f"{name}_seed*.json")}
+    for path, seed in sorted(paths.items(), key=lambda found: (found[0] != any_seed, found[0])):
+        if not re.fullmatch(r"[0-9]+", seed):
             continue
-        result = read_result(path)
-        reason = difference(result, options, cell) or ("" if "verdict" in result else "measured by a version without a verdict")
+        try:
+            result = read_result(path)
+            reason = difference(result, options, (*cell[:2], int(seed)), data)
+        except GnimeError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+        if not reason and "verdict" not in result:
+            reason = "measured by a version without a verdict"
         if reason:
             say(f"{path}: not in the page of all seeds: {reason}")
         else:
             runs.append(result)
+            data = data_of(result) | data
     if runs:
         page = any_seed.with_name(f"{name}_report.html")
         runs.sort(key=lambda run: run["seed"])

@@ -148,6 +148,7 @@ def test_captums_attributions(folder):
     ("--settings", "gone.py:a", "--settings: gone.py: no such file"), ("--attackers", "nobody", "not FILE.py:NAME"),
     ("--xai", "serve.py:lrp", "the name lrp is taken"), ("--settings", "serve.py:gnime", "the name gnime is taken"),
     ("--attackers", "serve.py:all", "the name all is taken"), ("--settings", "serve.py:none", "the name none is taken"),
+    ("--xai", "serve.py:imgs", "the name imgs is taken"), ("--xai", "serve.py:maps_label", "a name that ends with _label"),
     ("--settings", "serve.py:injector", "the name injector is taken"), ("--scale", "signed", "an explainer of your own"),
     ("--image-size", "15", "not from 16 to 512"), ("--image-size", "513", "not from 16 to 512")])
 def test_usage(folder, capsys, flag, text, says):

@@ -1,5 +1,6 @@
 """A service's record: the table of the run that it was made of, what its files may hold, and what is refused."""
 
+import hashlib
 import json
 import os
 import re
@@ -119,7 +120,10 @@ def test_nothing_of_a_victim_is_made_or_measured(audited, small_root):
     assert "Not measured: TCA, because the record has no labels" in page
     assert "with its prediction (logits)" in page and "For each seed the split, the victim" in seeds.render([other], {})
     assert "Every seed has the service's record" in seeds.render([content], {})
-    assert read_result(root / "figures/service_ig/results.json")["record"]["predictions"] == "logits"
+    record = read_result(root / "figures/service_ig/results.json")["record"]
+    assert record["predictions"] == "logits" and record["files"] == {
+        name: hashlib.sha256((datasets / "service" / name).read_bytes()).hexdigest()
+        for name in ("predictions.npy", "explanations_ig.npy")}
     classes = [line.split(",")[1] for line in (root / "figures/service_ig/per_image.csv").read_text().splitlines()[1:]]
     test = Recorded(resolve("eval", flags(datasets, root))).predictions[-len(classes) :]
     assert classes == [f"predicted {label}" for label in test.argmax(1)]

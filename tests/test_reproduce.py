@@ -4,6 +4,8 @@ The digits are cut to what `small_root` is, so that the scripts' own results are
 """
 
 import contextlib
+import fcntl
+import hashlib
 import json
 import os
 import shlex
@@ -11,10 +13,11 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import Killed, run_of, write
 
-from gnime import reproduce, resuming, system, training
+from gnime import cells, pipeline, reproduce, resuming, store, system, training
 from gnime.config import OFFICIAL
 from gnime.report import docs
 from gnime.report.paper import values
@@ -151,6 +154,15 @@ def test_a_cell_that_the_budget_cuts_leaves_its_finished_settings(runner, small_
     same_result(runner.measured(), small_root)
 
 
+def test_a_cell_that_the_budget_cuts_loses_no_row(runner, monkeypatch):
+    """Of a result whose networks are gone."""
+    write(runner, "reduced", of_the_cell())
+    before = runner.result.read_text()
+    monkeypatch.setattr(pipeline, "evaluate", lambda run, trains: {"settings": {"predmi": {}}})
+    code, out, _ = runner(*CELL, "--settings", "predmi", "--budget", "0.001")
+    assert code == 0 and "0 of 1 cells are done" in out and "and predmi" not in out and runner.result.read_text() == before
+
+
 def test_jobs_make_the_same_cell(runner, small_root):
     assert runner(*CELL, *FOUR, "--jobs", "2")[0] == 0
     same_result(runner.measured(), small_root)
@@ -237,12 +249,114 @@ def of_the_cell(**changes):
 
 
 @pytest.mark.parametrize("changes", [{"width": 128}, {"limit": None}, {"weight": 2.0}, {"image": [1, 32, 32]}, {"stages": {}},
-                                     {"attackers": ["predmi"]}])
+                                     {"attackers": ["predmi"]}, {"target": "mnist"}, {"xai": "grad"}, {"seed": 1},
+                                     {"drop_duplicates": "near"}])
 def test_a_result_of_another_configuration_is_not_taken_for_this_one(runner, changes):
     write(runner, "reduced", of_the_cell(**changes))
     code, line = runner.fails(*CELL, "--settings", "expmi")
     assert code == 1 and f"digits_lrp_seed0.json: measured with {next(iter(changes))}" in line and "--results" in line
     assert not runner.root.exists()
+
+
+def test_a_result_without_networks_of_the_run_is_its_own():
+    options, cell = reproduce.parser().parse_args(CELL), ("digits", "lrp", 0)
+    result = json.loads(json.dumps(of_the_cell()))
+    stages = result["configuration"]["stages"]
+    result["settings"]["gnime"] = result["settings"]["expmi"]
+    result["configuration"]["stages"] = stages | {"classifier": None, "injector": None}
+    assert reproduce.difference(result | {"precision": "fp32"}, options, cell, {}) == ""
+    result["configuration"]["stages"] = stages | {"inverter": stages["inverter"] | {"lr": 1.0}}
+    assert reproduce.difference(result, options, cell, {}).startswith("measured with stages")
+    result["configuration"]["stages"] = stages
+    near = reproduce.parser().parse_args([*CELL, "--drop-duplicates", "near"])
+    assert reproduce.difference(result, near, cell, {}).startswith("measured with drop_duplicates null, this run has")
+
+
+@pytest.mark.parametrize(("epochs", "same"), [(12, True), (20, True), (11, False)])
+def test_a_classifier_that_stopped_early_is_that_of_more_epochs(epochs, same):
+    options, cell = reproduce.parser().parse_args([*CELL, "--epochs", str(epochs)]), ("digits", "lrp", 0)
+    result = run_of(name="digits", xai="lrp", expmi=0.1) | {"networks": {"victim": {"early": True, "epochs": 12}}}
+    result["configuration"] = json.loads(json.dumps(reproduce.cell_run("eval", options, cell).describe()))
+    assert result["configuration"]["stages"]["classifier"]["epochs"] == 30, "the target's, as a result has it then"
+    assert (reproduce.difference(result, options, cell, {}) == "") is same
+
+
+def a_record(name, xai):
+    """A folder of a record, and the result of a run of it by hand: its path and content."""
+    folder, random = Path("datasets") / name, np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for file, shape in (("images", (20, 16, 16)), ("predictions", (20, 3)), (f"explanations_{xai}", (20, 1, 8, 8))):
+        np.save(folder / f"{file}.npy", random.random(shape))
+    asked = ["--targets", name, "--xai", xai, "--seeds", "0", "--gpu", "-1", "--width", "128", "--settings", "expmi"]
+    options, cell = reproduce.parser().parse_args(asked), (name, xai, 0)
+    images = {"classes": 3, "images": 20, "names": hashlib.sha256(
+        f"images.npy {hashlib.sha256((folder / 'images.npy').read_bytes()).hexdigest()}".encode()).hexdigest()}
+    files = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest()
+             for file in ("predictions.npy", f"explanations_{xai}.npy")}
+    run = reproduce.cell_run("eval", options, cell)
+    content = run_of(name=name, xai=xai, expmi=0.1) | {
+        "configuration": run.describe(), "source": images, "record": {"files": files}}
+    return asked, reproduce.result_path(options, cell), content
+
+
+def test_another_record_is_not_taken_for_this_one(runner):
+    """Two records whose files have one name, and one whose files change."""
+    asked, path, content = a_record("a", "b_c")
+    other, same_path, _ = a_record("a_b", "c")
+    assert path == same_path
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(content))
+    code, out, _ = runner(*asked)
+    assert code == 0 and f"{path}: found" in out
+    code, line = runner.fails(*other)
+    assert code == 1 and 'measured with target "a", this run has "a_b"' in line
+    for file, told in (("predictions", "predictions.npy"), ("explanations_b_c", "explanations_b_c.npy"), ("images", "images")):
+        whole = Path(f"datasets/a/{file}.npy").read_bytes()
+        np.save(f"datasets/a/{file}.npy", np.load(f"datasets/a/{file}.npy")[::-1])
+        code, line = runner.fails(*asked)
+        assert code == 1 and f"{path}: of other data ({told}); move it away" in line
+        Path(f"datasets/a/{file}.npy").write_bytes(whole)
+    assert runner(*asked)[0] == 0 and not (runner.folder / ".reproduce").exists()
+
+
+def test_seeds_of_other_data_and_damaged_ones_are_not_in_the_page(runner, monkeypatch):
+    monkeypatch.delitem(cells.REDUCED, "digits")
+    committed = shutil.copytree(REPOSITORY / "results/reduced", runner.result.parent)
+    for seed, images in ((0, "a"), (1, "b"), (2, "a")):
+        path = committed / f"digits_lrp_seed{seed}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"source": {"names": images}}))
+    (committed / "digits_lrp_seed7.json").write_text("{")
+    code, out, _ = runner(*CELL[:-3], "1", "--gpu", "-1", "--settings", "expmi")
+    assert code == 0 and "digits_lrp_seed1.json: found" in out and "digits, lrp: one seed: no spread" in out
+    for seed, reason in ((0, "of other data (images)"), (2, "of other data (images)"), (7, "damaged, or not a run's result")):
+        assert f"digits_lrp_seed{seed}.json: not in the page of all seeds: {reason}" in out
+    assert "--seeds 1 " in (committed / "digits_lrp_report.html").read_text()
+    code, out, _ = runner(*CELL[:-3], "0", "--gpu", "-1", "--settings", "expmi")
+    assert code == 0 and "over 2 seeds" in out and "seed1.json: not in the page" in out
+
+
+def test_rows_that_another_process_adds_meanwhile_are_kept(runner, monkeypatch):
+    """The other one writes while this one waits for the lock, which this one then holds."""
+    write(runner, "reduced", of_the_cell())
+    lock, measured = store.artifact_lock, []
+
+    def after_another(path, root):
+        result = of_the_cell()
+        result["settings"]["rnd"] = result["settings"]["expmi"]
+        write(runner, "reduced", result)
+        return lock(path, root)
+
+    def measure(options, cell, settings):
+        with (runner.result.parent / f".{runner.result.name}.lock").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        measured.append(settings)
+
+    monkeypatch.setattr(store, "artifact_lock", after_another)
+    monkeypatch.setattr(reproduce, "run_cell", measure)
+    assert runner(*CELL, "--settings", "predmi")[0] == 0 and measured == [("predmi", "expmi", "rnd")]
+    write(runner, "reduced", of_the_cell())
+    code, out, _ = runner(*CELL, "--settings", "rnd")
+    assert code == 0 and "seed0.json: found" in out and len(measured) == 1
 
 
 def test_residual_leakage_by_different_attackers_is_not_averaged():

@@ -112,7 +112,7 @@ def test_a_run_of_ones_own_with_two_seeds(own, runner):
     folder = own / "results/own_limit40"
     page = folder / "digits_model_input_gradient_report.html"
     paths = [folder / f"digits_model_input_gradient_seed{seed}.json" for seed in (0, 1)]
-    assert {*folder.iterdir()} == {page, *paths}
+    assert {path for path in folder.iterdir() if path.suffix != ".lock"} == {page, *paths}
     assert out.splitlines()[-1] == f"report: {page.relative_to(own)}"
     found = [json.loads(path.read_text()) for path in paths]
     (line,) = [line.split() for line in out.splitlines() if line.startswith("blurred ") and "±" in line]
@@ -122,6 +122,7 @@ def test_a_run_of_ones_own_with_two_seeds(own, runner):
         assert result["settings"].keys() == {"predmi", "expmi", "blurred"} and result["n"]["images"] == 40
         again, asked = parser().parse_args(shlex.split(result["command"])[3:]), parser().parse_args([*small, *rows])
         assert vars(again) == vars(asked) | {"seeds": [seed], "gpu": 0}, "all but the device"
+    assert "--settings predmi expmi mine.py:blurred --" in page.read_text()
     assert "Every seed has your victim" in page.read_text() and "weights of your victim changed" not in page.read_text()
     found[1]["networks"]["victim"]["digest"] = "another"
     assert "the weights of your victim changed between the seeds" in seeds.render(found, {})
@@ -175,6 +176,19 @@ def test_one_seed_has_no_spread(digits):
     lines = seeds.lines(digits[:1])
     assert lines[0] == "digits, lrp: one seed: no spread" and not any("±" in line for line in lines)
     assert lines[-1] == "Publish cond-mean. This is the verdict of one seed."
+    digits[0]["configuration"]["layer"] = "conv2"
+    assert seeds.lines(digits[:1])[0] == "digits, lrp of conv2: one seed: no spread"
+
+
+def test_the_command_has_the_rows_of_every_seed(digits):
+    rows = list(digits[0]["settings"])
+    for run in digits[:2]:
+        run["settings"] = {name: run["settings"][name] for name in ("predmi", "expmi", "gnime")}
+        run["command"] = run["command"].replace(" ".join(rows), "predmi expmi gnime")
+        assert run["command"].count("gnime") == 2, "the module's name and the row"
+    (command,) = re.findall("<pre>(.*)</pre>", seeds.render(digits, {}))
+    asked = parser().parse_args(shlex.split(command)[3:])
+    assert asked.settings == rows and asked.seeds == [0, 1, 2] and asked.preset == "reduced"
 
 
 def test_seeds_that_disagree_are_told(digits):
@@ -204,6 +218,7 @@ def test_stronger_attackers_and_missing_rows(digits):
     for run in digits:
         del run["settings"]["gnime"]
     assert seeds.sentence(seeds.gather(digits)).startswith("No defence was measured")
+    assert seeds.agreement(seeds.gather(digits)) == "No seed says yet what to publish."
     unknown = copy.deepcopy(digits)
     for run in unknown:
         run["settings"]["rnd"] = run["settings"]["expmi"] | {"residual_leakage": None}

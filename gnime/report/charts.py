@@ -17,10 +17,13 @@ SHOWN_LEAK = (-0.4, 1.4)  # what lies farther out stands at the edge
 
 def headline(content: dict) -> str:
     """Which data, how many test images, and which intervals."""
+    return f"{explained(content)}, seed {content['seed']}: n = {content['n']['test']} test images, 95 % intervals over them"
+
+
+def explained(content: dict) -> str:
+    """The data and the explainer, with the layer where one was given."""
     layer = content["configuration"].get("layer")
-    explainer = content["xai"] + (f" of {layer}" if layer else "")
-    return (f"{content['target']}, {explainer}, seed {content['seed']}: n = {content['n']['test']} test images, "
-            "95 % intervals over them")
+    return f"{content['target']}, {content['xai']}" + (f" of {layer}" if layer else "")
 
 
 def frontier_note(content: dict) -> str:

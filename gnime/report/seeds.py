@@ -4,6 +4,8 @@ Reads the contents of result files alone. A spread is the sample standard deviat
 none.
 """
 
+import re
+import shlex
 import statistics
 import tempfile
 from collections.abc import Iterable
@@ -11,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import PUBLISHED
+from ..ownfiles import own_name
 from ..registry import in_order
 from ..store import digest_of, write_text
-from .charts import Caption, draw_frontier
+from .charts import Caption, draw_frontier, explained
 from .html import configuration, explainer_title, fill, judged
 from .results import aligned
 from .verdict import Interval, Point, Verdict, bits, judge, percent, percents, points, published, subject
@@ -143,6 +146,8 @@ def agreement(seeds: Seeds) -> str:
     """What the seeds' verdicts say is to be published, and whether they agree."""
     n = len(seeds.runs)
     said = _by_seed(((_publish(verdict), seed) for verdict, seed in zip(seeds.verdicts, seeds.numbers, strict=True)), n)
+    if all(verdict.publish is None for verdict in seeds.verdicts):
+        return "No seed says yet what to publish."
     if len(said) == 1:
         (what,) = said
         return f"Publish {what}. " + (f"{_all(n).capitalize()} say so." if n > 1 else "This is the verdict of one seed.")
@@ -161,7 +166,7 @@ def lines(runs: list[dict]) -> list[str]:
     over = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed: no spread"
     rows = [[row["row"], row["MSE"], row["residual leakage"], row["usefulness"], str(row["n"])] for row in summary(seeds)]
     table = aligned(["setting", "MSE, best attacker", "residual leakage", "Pearson", "n"], rows)
-    return [f"{first['target']}, {first['xai']}: {over}", *table.splitlines(), "", f"verdict: {sentence(seeds)}",
+    return [f"{explained(first)}: {over}", *table.splitlines(), "", f"verdict: {sentence(seeds)}",
             agreement(seeds)]
 
 
@@ -189,7 +194,7 @@ def frontiers(seeds: Seeds) -> dict[str, bytes]:
     published = {verdict.publish for verdict in seeds.verdicts}
     over = f"mean and standard deviation over {n} seeds" if n > 1 else f"seed {first['seed']} alone: no spread"
     note = digest_of([[row.name, row.leak, row.leak_span, row.kept, row.kept_span] for row in rows])
-    caption = Caption(f"{first['target']}, {first['xai']}: {over}", dominated, "dominated in every seed",
+    caption = Caption(f"{explained(first)}: {over}", dominated, "dominated in every seed",
                       published.pop() if len(published) == 1 else None, note)
     pictures = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -225,8 +230,11 @@ def _leak(row: Point | None) -> str:
 
 def _command(seeds: Seeds) -> str:
     """The command of all seeds, with the rows that any of them has."""
-    first = seeds.runs[0]
-    return first["command"].replace(f"--seeds {first['seed']}", f"--seeds {' '.join(map(str, seeds.numbers))}", 1)
+    specs = {own_name(spec): spec for run in seeds.runs for flag, spec in run["configuration"].get("files", ())
+             if flag == "settings"}
+    rows = " ".join(shlex.quote(specs.get(name, name)) for name in seeds.names)
+    command = re.sub("--seeds [0-9]+", f"--seeds {' '.join(map(str, seeds.numbers))}", seeds.runs[0]["command"], count=1)
+    return re.sub("--settings .*?(?= --|$)", lambda _: f"--settings {rows}", command, count=1)
 
 
 def _configuration(seeds: Seeds) -> list[tuple[str, str]]:
@@ -245,5 +253,3 @@ def write(path: Path, runs: list[dict]) -> None:
         GnimeError: the file cannot be written.
     """
     write_text(path, render(runs, frontiers(gather(runs))))
-
-
