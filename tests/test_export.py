@@ -144,7 +144,8 @@ def test_a_defence_of_another_weight_and_of_ones_own_objects_has_its_leakage(tmp
     results = tmp_path / "figures/digits_model_shown_probabilities/results.json"
     results.parent.mkdir(parents=True)
     write_text(results, json.dumps({
-        "settings": {"gnime@30": {"residual_leakage": 0.25, "residual_leakage_interval": [0.2, 0.3]}}, "commit": "c", "warnings": [],
+        "settings": {"gnime@30": {"residual_leakage": 0.25, "residual_leakage_interval": [0.2, 0.3]}}, "commit": "c",
+        "warnings": [],
         "networks": {"injector": {"digest": "another"}, "gnime@30 injector": {"digest": digest}}}))
     monkeypatch.setattr(formats, "convert", lambda network, example, suffix, metadata: json.dumps(metadata).encode())
     own, out = tmp_path / "own.py", tmp_path / "x.onnx"
@@ -158,8 +159,8 @@ def test_an_evaluation_that_says_nothing_of_the_defence_is_named(tmp_path):
     """results.json by hand: each note, and the numbers that the metadata then have."""
     run = Run("eval", target("digits"), "lrp", tmp_path, tmp_path / "datasets", gpu=-1, rows=("predmi", "gnime"))
     path, row = Paths(run).results, find_row("gnime")
-    command = (f"python eval.py --target digits --xai lrp --root {tmp_path} --gpu -1 --settings predmi gnime and the other flags "
-               "of the run")
+    command = (f"python eval.py --target digits --xai lrp --root {tmp_path} --gpu -1 --settings predmi gnime and the other "
+               "flags of the run")
     numbers = {"residual_leakage": 0.25, "residual_leakage_interval": [0.2, 0.3], "best": {"attacker": "kernel"},
                "attackers": {"kernel": {"mse": 0.1}}}
     content = {"settings": {"gnime": numbers}, "networks": {"injector": {"digest": "abc"}}, "commit": "c", "warnings": []}
