@@ -109,6 +109,14 @@ def test_a_leak_that_is_told_as_0_is_none():
         assert (judge(given).publish == "prototypes-16") == safe
 
 
+def test_maps_that_the_attacker_ignored_are_named():
+    given = content(prototypes_16=(0.0, 0.9))
+    assert "made no use" not in judge(given).sentence + judge(given).reason
+    given["settings"]["prototypes-16"]["residual_leakage_interval"] = [1e-9, 7e-8]
+    assert "attackers, which made no use of its maps, and" in judge(given).sentence
+    assert "because the best attacker made no use of its maps" in judge(given).reason
+
+
 def test_what_is_dominated():
     """Better in one beyond both intervals, and no worse in the other beyond them; controls and the undefended row stay out."""
     found = judge(content(rnd=(0.60, 0.90), gnime=(0.40, 0.84), cond_mean=(0.02, 0.95), prototypes_4=(0.05, 0.945),

@@ -9,7 +9,8 @@ from ..entries import Metric
 from ..registry import DEFENCES, METRICS, RESIDUAL, USEFULNESS, colour, find_row
 from ..store import digest_of
 from .figures import our_style, panels, save
-from .verdict import Point, Verdict, percent, percents, points
+from .points import Point, percent, percents, points
+from .verdict import Verdict
 
 MARKERS = "osD^vP*Xhp<>d8"
 SHOWN_LEAK = (-0.4, 1.4)  # what lies farther out stands at the edge

@@ -14,8 +14,9 @@ from ..registry import ATTACKERS, EXPLAINERS, METRICS, RESIDUAL, ROWS, find_row
 from ..store import write_text
 from . import charts
 from .examples import Example
+from .points import Point, attacker_title, bits, knows, percent, percents, points
 from .results import not_measured
-from .verdict import KINDS, Point, Verdict, attacker_title, bits, judge, knows, percent, percents, points, published
+from .verdict import KINDS, Verdict, judge, published
 
 KNOWLEDGE = {"data": "other images of the same kind, with the service's answers to them", "victim": "the victim's weights",
              "defence": "the defence", "answers": "several answers to one image"}

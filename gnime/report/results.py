@@ -17,7 +17,8 @@ from ..store import write_text
 from ..system import provenance
 from . import examples
 from .examples import Example
-from .verdict import bits, judge
+from .points import bits
+from .verdict import judge
 
 COLUMNS = {name: (metric.title, metric.form) for name, metric in METRICS.items()}
 OF_MAPS = [name for name, metric in METRICS.items() if "protected" in metric.takes]

@@ -18,8 +18,9 @@ from ..registry import in_order
 from ..store import digest_of, write_text
 from .charts import Caption, draw_frontier, explained
 from .html import configuration, explainer_title, fill, judged
+from .points import Interval, Point, bits, percent, percents, points
 from .results import aligned
-from .verdict import Interval, Point, Verdict, bits, judge, percent, percents, points, published, subject
+from .verdict import Verdict, judge, published, subject
 
 
 @dataclass(frozen=True)

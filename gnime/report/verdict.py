@@ -3,62 +3,11 @@
 from dataclasses import dataclass
 
 from ..config import PUBLISHED
-from ..metrics.leakage import CHANCE, NOTHING, is_possible
-from ..registry import ATTACKERS, DEFENCES, METRICS, RESIDUAL, USEFULNESS, find_row, injector_row
+from ..metrics.leakage import NOTHING
+from ..registry import DEFENCES, METRICS, USEFULNESS, find_row, injector_row
+from .points import Point, bits, percent, percents, points
 
-Interval = tuple[float, float]
 KINDS = {"unsound": "cannot be trusted yet", "dominated": "dominated", "unsafe": "leaks"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """A row as the verdict sees it.
-
-    Attributes:
-        leak, leak_span: residual leakage to the best attacker, and its 95 % interval; None where nothing can be said.
-        kept, kept_span: usefulness, with its interval; None where no map is published.
-        attacker: title of the best attacker.
-        beside: of attackers that know more than the data: name, leak and interval of the strongest; None: there is none.
-            Those that get several answers to one image are among them, if they were asked for.
-        warnings: those that concern this row. What `beside` recovers more is in its leak already.
-    """
-
-    name: str
-    title: str
-    leak: float | None
-    leak_span: Interval | None
-    kept: float | None
-    kept_span: Interval | None
-    attacker: str
-    beside: tuple[str, float, Interval] | None
-    bits: float | None
-    warnings: tuple[str, ...]
-
-    @property
-    def control(self) -> bool:
-        return find_row(self.name).control
-
-    @property
-    def defended(self) -> bool:
-        """Whether it is a defence that one may choose: neither undefended nor without a map nor a control."""
-        return not self.control and find_row(self.name).defence not in (None, "none")
-
-    @property
-    def sound(self) -> bool:
-        """A row of 0 bits warns where it leaks: that is a fault of the attackers, for its maps add nothing."""
-        return self.leak is not None and (self.bits == 0 or not self.warnings)
-
-    @property
-    def spans(self) -> list[Interval]:
-        """Intervals of residual leakage, of the best attacker and of the strongest of those that know more."""
-        return [self.leak_span, *([self.beside[2]] if self.beside else [])]
-
-    @property
-    def tight(self) -> bool:
-        """Whether no attacker found more in its maps than in the prediction: all intervals of its leak reach 0, or begin below
-        `NOTHING`, and no leak is larger than what chance makes. Wide intervals of few images prove nothing."""
-        leaks = [self.leak, *([self.beside[1]] if self.beside else [])]
-        return self.sound and (self.bits == 0 or all(low < NOTHING for low, _ in self.spans) and max(leaks) <= CHANCE)
 
 
 @dataclass(frozen=True)
@@ -96,57 +45,11 @@ class Verdict:
                 *(f"{KINDS[advice.kind]}: {advice.text}" for advice in self.advice)]
 
 
-def percent(value: float) -> str:
-    return f"{round(100 * value)} %"
-
-
-def percents(span: Interval) -> str:
-    return "[{}, {}]".format(*(round(100 * end) for end in span))
-
-
 def subject(names: list[str]) -> str | None:
     """The row that the run is about: GNIME's, or the first defended one."""
     rows = [find_row(name) for name in names if not find_row(name).control]
     usual = [row.name for row in rows if row.name == "gnime"] or [row.name for row in rows if row.defence == "gnime"]
     return next(iter(usual or [row.name for row in rows if row.defence not in (None, "none")]), None)
-
-
-def points(content: dict) -> dict[str, Point]:
-    """Every row of `results.json`."""
-    found = {}
-    for name, numbers in content["settings"].items():
-        leak, kept, beside = _leak(numbers), numbers.get(USEFULNESS), _beside(numbers)
-        found[name] = Point(
-            name, numbers["title"], leak, _span(numbers, RESIDUAL, leak), kept, _span(numbers, USEFULNESS, kept),
-            attacker_title(numbers["best"]["attacker"]), beside, numbers["bits"],
-            tuple(warning for warning in content["warnings"]
-                  if warning.startswith(f"{name}: ") and not (beside and beside[0] in warning)))
-    return found
-
-
-def _leak(numbers: dict) -> float | None:
-    """Residual leakage; None where it is impossible, or the undefended leak is so small that no interval could be given."""
-    leak, span = numbers.get(RESIDUAL), numbers.get(f"{RESIDUAL}_interval", ())
-    return leak if span is not None and is_possible(leak, span) else None
-
-
-def _span(numbers: dict, metric: str, value: float | None) -> Interval | None:
-    """The interval of a number; the number itself where it is so by definition, or where no interval was found."""
-    return None if value is None else tuple(numbers.get(f"{metric}_interval") or (value, value))
-
-
-def _beside(numbers: dict) -> tuple[str, float, Interval] | None:
-    found = [(trial, leak, _span(other, RESIDUAL, leak)) for trial, other in numbers.get("beside", {}).items()
-             if (leak := _leak(other)) is not None]
-    return max(found, key=lambda trial: trial[1], default=None)
-
-
-def attacker_title(name: str) -> str:
-    return ATTACKERS[name].title if name in ATTACKERS else name
-
-
-def knows(attacker: str) -> tuple[str, ...]:
-    return ATTACKERS[attacker].knows if attacker in ATTACKERS else ("not in the registry",)
 
 
 def published(content: dict) -> str:
@@ -191,6 +94,7 @@ def _sentence(row: Point | None, rows: dict[str, Point], content: dict) -> str:
     count = len(content["settings"][row.name]["attackers"])
     attackers = f"the best of {count} attackers" if count > 1 else row.attacker
     beside = f" ({percent(row.beside[1])} {percents(row.beside[2])} to {row.beside[0]})" if row.beside else ""
+    attackers += ", which made no use of its maps" if row.ignored else ""
     return (f"{row.title} leaves {percent(row.leak)} {percents(row.leak_span)} of the leak to {attackers}{beside}, "
             f"and {_worth(row, rows.get('cond-mean'))}")
 
@@ -226,6 +130,8 @@ def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
 def _assurance(row: Point, published: str) -> str:
     """How far it holds that a row does not leak."""
     seen = f"Its measured residual leakage is {percent(row.leak)} {percents(row.leak_span)}"
+    if row.ignored:
+        seen += ", because the best attacker made no use of its maps"
     if row.beside:
         seen += f", and {percent(row.beside[1])} {percents(row.beside[2])} to {row.beside[0]}"
     if row.bits == 0:
@@ -237,12 +143,6 @@ def _assurance(row: Point, published: str) -> str:
     if row.bits is None:
         return f"{seen}. It has no bound: a better attacker may recover more."
     return f"{seen}. No attacker can learn more than {bits(row.bits)} about an image from its map, {PUBLISHED[published]}."
-
-
-def bits(value: float) -> str:
-    """Rounded up: it is a bound."""
-    rounded = -(-100 * value // 1) / 100
-    return f"{rounded:g} bit{'' if rounded == 1 else 's'}"
 
 
 def _unlearnt(rows: dict[str, Point], content: dict) -> list[str]:
