@@ -15,7 +15,7 @@ CHUNK = 256  # rows per step where a whole array is read on the CPU
 # layer's weights takes little of the time.
 AT_ONCE = {"cpu": 64, "cuda": 256}
 USUAL = 128 * 128  # pixels; of larger images fewer are taken at once
-MOST_VALUES = 1 << 24  # 64-bit numbers at once where a whole array is read: 134 MB
+MOST_VALUES = 1 << 24  # numbers at once where a whole array is read: 134 MB of 64-bit ones
 RELEASE_EVERY = 2.0  # seconds between two returns of freed memory to the system
 CACHED_SHARE = 0.25  # the part of a CUDA device's free memory that one array may take
 
@@ -88,6 +88,11 @@ def at_once(sources: Sequence[Rows | None], device: torch.device) -> int:
     return max(1, AT_ONCE[device.type] * USUAL // pixels)
 
 
+def rows_at_once(shape: tuple[int, ...]) -> int:
+    """How many rows of this shape are read at once on the CPU: at most `CHUNK`, and at most `MOST_VALUES` numbers."""
+    return max(1, min(CHUNK, MOST_VALUES // max(1, math.prod(shape))))
+
+
 def slices(rows: range, size: int) -> list[range]:
     """Successive parts of a range, each of at most `size` rows."""
     return [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -102,7 +107,7 @@ def iter_batches(sources: Sequence[Rows | None], rows: range, device: torch.devi
 def mean_std(array: Rows, rows: range) -> tuple[float, float]:
     """Mean and standard deviation of all numbers in the rows."""
     count = total = squared = 0.0
-    for part in slices(rows, max(1, min(CHUNK, MOST_VALUES // math.prod(array.shape[1:])))):
+    for part in slices(rows, rows_at_once(array.shape[1:])):
         values = array[part.start : part.stop]
         values = np.asarray(values.cpu() if isinstance(values, Tensor) else values, np.float64)
         count, total, squared = count + values.size, total + values.sum(), squared + np.square(values).sum()

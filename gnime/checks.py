@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
-from .batches import CHUNK, Rows, iter_batches, slices
+from .batches import Rows, iter_batches, rows_at_once, slices
 from .data import Data
 from .device import Device
 from .duplicates import count_across, find_copies
@@ -13,7 +14,9 @@ from .system import permutation
 
 BURST = 1.5  # an injector's last distortion, in medians of the second half of its epochs
 HARDLY = 1 / 255  # standard deviation over images, averaged over pixels: a grey level
-COMPARED, ORDERS = 300, 199  # rows and random orders of `unrelated`: related answers pass, others do with a chance of 1 / 200
+COMPARED, ORDERS = 600, 199  # rows and random orders of `unrelated`: answers in a random order pass with a chance of 1 / 200
+FEWEST = 10  # rows that have another answer than most; with 5, a fifth of sound records would be warned of
+COMPARED_SIDE = 32  # of the pictures that are compared
 
 
 def warnings_about_images(data: Data) -> list[str]:
@@ -47,27 +50,43 @@ def warnings_about_training(name: str, history: list) -> list[str]:
 
 
 def unrelated(images: Rows, answers: Rows) -> bool:
-    """Whether images that are alike have answers no more alike than in any of `ORDERS` random orders (Mantel, 1967).
+    """Whether images and answers have a distance covariance no larger than in any of `ORDERS` random orders of the rows.
 
-    At most `COMPARED` rows. False where all answers are the same.
+    It is 0 where the two are independent, and positive otherwise (Szekely, Rizzo & Bakirov, 2007). The covariance of the
+    distances alone (Mantel, 1967) is negative where one of two answers is that of a class amid the others.
+
+    At most `COMPARED` rows, of pictures in small. False where fewer than `FEWEST` have another answer than most.
     """
     rows = np.arange(0, len(images), -(-len(images) // COMPARED))
-    one, other = (_distances(array[rows]) for array in (images, answers))
-    if not other.any():
+    one, other = (_in_small(array, rows) for array in (images, answers))
+    if len(rows) - np.unique(other, axis=0, return_counts=True)[1].max() < FEWEST:
         return False
+    one, other = _centred_distances(one), _centred_distances(other)
     orders = (permutation(len(rows), 0, "order", i) for i in range(ORDERS))
     return bool((one * other).sum() <= max((one * other[order][:, order]).sum() for order in orders))
 
 
-def _distances(rows: Rows) -> Tensor:
-    """Between all pairs of rows, less their mean; of a row and itself 0."""
-    flat = torch.from_numpy(np.asarray(rows, np.float32)).flatten(1)
-    found, apart = torch.cdist(flat, flat).double(), ~torch.eye(len(flat), dtype=torch.bool)
-    return torch.where(apart, found - found[apart].mean(), 0)
+def _in_small(array: Rows, rows: np.ndarray) -> np.ndarray:
+    """(k, values) float64. Pictures are averaged to a side of at most `COMPARED_SIDE`."""
+    found = []
+    for part in slices(range(len(rows)), rows_at_once(array.shape[1:])):
+        values = torch.from_numpy(np.asarray(array[rows[part.start : part.stop]], np.float64))
+        if values.ndim == 4:
+            values = adaptive_avg_pool2d(values, min(COMPARED_SIDE, values.shape[-1]))
+        found.append(values.flatten(1))
+    return torch.cat(found).numpy()
+
+
+def _centred_distances(rows: np.ndarray) -> Tensor:
+    """(k, k): Euclidean distances between rows, less the means of their row and column, plus the mean of all."""
+    found = torch.from_numpy(rows - rows.mean(0))  # an offset that all rows share would cost digits
+    found = torch.cdist(found, found)
+    return found - found.mean(0) - found.mean(1, keepdim=True) + found.mean()
 
 
 def _copies(data: Data) -> list[str]:
-    found = find_copies(data.images[rows.start : rows.stop] for rows in slices(range(len(data.images)), CHUNK))
+    parts = slices(range(len(data.images)), rows_at_once(data.images.shape[1:]))
+    found = find_copies(data.images[part.start : part.stop] for part in parts)
     splits = {name: getattr(data.splits, name) for name in ("defender", "train", "validation", "test")}
     exact, near = (count_across(first, splits) for first in (found.exact, found.near))
     names = {"train": "attacker's training images", "validation": "validation images", "defender": "defender's half"}

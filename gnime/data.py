@@ -11,11 +11,10 @@ from .config import TEST_FRACTION, VALIDATION_FRACTION, Run
 from .errors import GnimeError, Unfinished
 from .making import MINIMUM, enough, identity_of_images, make_images
 from .paths import Paths
+from .records import MAXIMUM_CLASSES
 from .sources import Source, fingerprint, open_source
 from .store import artifact_lock, exists
 from .system import say, warn
-
-MAXIMUM_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,10 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
             missing = paths.labels if paths.images.exists() else paths.images
             raise Unfinished(f"{missing} is missing; make it with: {run.command('prepare')}")
     target, labels = run.target, arrays.load(paths.labels)
+    folder = run.datasets / target.folder
+    if (labels.record or {}).get("arrays") and target.source == "folder":  # which says their shape, and what they are
+        raise GnimeError(f"{folder}: {paths.images} was made of .npy files in it, and they are not there now; put them back, "
+                         "or give the --datasets that has them")
     loaded = arrays.load(paths.images)
     images = arrays.channels_first(loaded, (target.channels, target.size, target.size))
     if images is not loaded and not quiet:

@@ -165,9 +165,9 @@ def measure(experiment: Experiment, reconstruct: Reconstruct, shown: AttackerDat
                 if name not in per_image:
                     per_image[name] = torch.empty(len(test), dtype=found.dtype)
                 per_image[name][rows.start - test.start : rows.stop - test.start] = found
-            if (missing := KEPT - sum(map(len, pictures))) > 0:
-                pictures.append(as_bytes(reconstruction[:missing]))
-                maps += [] if protected is None else [as_bytes(protected[:missing])]
+            if (room := KEPT - sum(map(len, pictures))) > 0:
+                pictures.append(as_bytes(reconstruction[:room]))
+                maps += [] if protected is None else [as_bytes(protected[:room])]
     numbers = {name: _over_images(METRICS[name].total, values) for name, values in per_image.items()}
     return Measured(numbers, per_image, torch.cat(pictures), torch.cat(maps) if maps else None)
 

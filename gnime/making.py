@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from . import arrays
-from .batches import CHUNK
+from .batches import rows_at_once, slices
 from .config import SHUFFLE_SEED_PURPOSE, Run
 from .duplicates import find_copies
 from .errors import GnimeError, UsageError, printable
@@ -48,13 +48,14 @@ def make_images(run: Run, paths: Paths, source: Source) -> None:
     record = identity_of_images(run) | {"available": available}
     with arrays.create(paths.images, (n, target.channels, target.size, target.size), "uint8",
                        record | {"kind": "images"}) as writer:
-        for images in _read(source, order):
+        for images in _read(run, source, order):
             writer.write(images)
     write_text(paths.files, "".join(f"{printable(source.origin(i), 10_000)}\n" for i in order))
     images = arrays.load(paths.images)
     # the fingerprint stands here, because networks record the digest of the images' file: it follows from the images alone
     record |= {"kind": "labels", "classes": source.classes, "images": images.digest, "source": source.fingerprint}
     record |= {} if source.labelled else {"labelled": False}
+    record |= {"arrays": True} if target.source in ("arrays", "record") else {}
     with arrays.create(paths.labels, (n,), "int64", record) as writer:
         writer.write(source.labels[order])
     say(f"images        {paths.images}: made, {n} of {available}, {len(source.classes)} classes, shuffled with seed {run.seed}")
@@ -71,9 +72,10 @@ def shuffled(run: Run, source: Source, indices: np.ndarray) -> tuple[np.ndarray,
     return usable[permutation(len(usable), run.seed, SHUFFLE_SEED_PURPOSE).numpy()[:n]], len(usable)
 
 
-def _read(source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(indices), CHUNK):
-        yield source.read(indices[start : start + CHUNK])
+def _read(run: Run, source: Source, indices: np.ndarray) -> Iterator[np.ndarray]:
+    target = run.target
+    for part in slices(range(len(indices)), rows_at_once((target.channels, target.size, target.size))):
+        yield source.read(indices[part.start : part.stop])
 
 
 def _readable(run: Run, paths: Paths, source: Source) -> np.ndarray:
@@ -102,7 +104,7 @@ def _without_copies(run: Run, source: Source, indices: np.ndarray) -> np.ndarray
     """With --drop-duplicates, the first picture of equal ones alone."""
     if not run.drop_duplicates:
         return indices
-    copies = find_copies(_read(source, indices))
+    copies = find_copies(_read(run, source, indices))
     kept = copies.kept(run.drop_duplicates)
     say(f"images        {len(indices) - len(kept)} of {len(indices)} left out as copies of others")
     labels = source.labels[indices]

@@ -9,6 +9,7 @@ from .errors import GnimeError, brief, printable
 from .regular import open_regular
 
 ORDERS = {"N, C, H, W": (0, 1, 2, 3), "N, H, W, C": (0, 3, 1, 2)}  # of axes, and how they become the first one
+MOST_HEADER = 1 << 16  # bytes; numpy reads the length that a header claims before it refuses it, which may be 4 GB
 
 
 def load(path: Path) -> np.ndarray:
@@ -18,7 +19,8 @@ def load(path: Path) -> np.ndarray:
         GnimeError: the file is missing, damaged or no .npy file, or holds something else than real numbers.
     """
     try:
-        open_regular(path).close()  # a pipe would make numpy wait
+        with open_regular(path) as file:  # a pipe would make numpy wait
+            _check_header(file.read(12))
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise GnimeError(f"{path}: no such file") from None
@@ -34,6 +36,13 @@ def load(path: Path) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise GnimeError(f"{path}: its values are {printable(array.dtype, 60)}, not real numbers")
     return array
+
+
+def _check_header(start: bytes) -> None:
+    """start: the first 12 bytes: magic, version, and the header's length, in 2 bytes in version 1 and in 4 later."""
+    end = 10 if start[6:7] == b"\1" else 12
+    if start.startswith(b"\x93NUMPY") and int.from_bytes(start[8:end], "little") > MOST_HEADER:
+        raise ValueError("its header is too long")
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,8 @@ class Pictures:
         return self[:0].shape[1:]
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """Rows in memory, (k, C, S, S), of the file's own type."""
-        found = np.array(self.array[rows])
+        """Rows (k, C, S, S) of the file's own type: of a slice a view of the file, of indices a copy in memory."""
+        found = np.asarray(self.array[rows])
         return found[:, None] if self.order == "N, H, W" else found.transpose(ORDERS[self.order])
 
 

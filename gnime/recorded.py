@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from . import arrays, checks
-from .batches import CHUNK, slices
+from .batches import rows_at_once, slices
 from .checkpoints import require
 from .config import PUBLISHED, Run
 from .errors import GnimeError, Unfinished, UsageError
@@ -96,7 +96,7 @@ class Recorded(Experiment):
         if form == self._recorded.record["form"]:
             return rows
         found = arrays.scratch(rows.shape, np.float32, self.paths.aux)
-        for part in slices(range(len(rows)), CHUNK):
+        for part in slices(range(len(rows)), rows_at_once(rows.shape[1:])):
             found[part.start : part.stop] = publish(torch.from_numpy(np.array(rows[part.start : part.stop])), form).numpy()
         return found
 
@@ -126,7 +126,7 @@ class Recorded(Experiment):
                 raise Unfinished(f"{path} is missing; make it with: {self.run.command('prepare')}")
             elif device.rank == 0:
                 with arrays.create(path, (len(data.images), *source.shape), "float32", identity) as writer:
-                    for part in slices(range(len(data.images)), CHUNK):
+                    for part in slices(range(len(data.images)), rows_at_once(source.shape)):
                         rows = source[self._order[part.start : part.stop]]
                         writer.write(self._scaled(rows) if what == "explanations" else rows)
                 order = f", {source.order}" if isinstance(source, Pictures) else ""
@@ -149,7 +149,8 @@ class Recorded(Experiment):
         """Which row of the record each image is."""
         source = open_source(self.run)
         order, _ = shuffled(self.run, source, np.arange(len(source.labels)))
-        if not np.array_equal(source.read(order[:CHUNK]), self.data.images[:CHUNK]):
+        first = rows_at_once(self.data.images.shape[1:])
+        if not np.array_equal(source.read(order[:first]), self.data.images[:first]):
             raise GnimeError(f"{self.paths.images}: its rows are not in the order in which this run shuffles; choose another "
                              "--root")
         return order

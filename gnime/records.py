@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import npy
-from .batches import CHUNK, slices
+from .batches import rows_at_once, slices
 from .errors import GnimeError
 from .filenames import IMAGES, LABELS, PREDICTIONS, maps_file
 from .npy import Pictures
@@ -82,9 +82,13 @@ class Folder:
 
     def read_images(self, indices: Sequence[int], size: int) -> np.ndarray:
         """(k, C, size, size) uint8; see `pictures.resize`."""
-        rows = self.images[np.asarray(indices)]
-        rows = rows if rows.dtype == np.uint8 else np.rint(rows.astype(np.float32) * 255).astype(np.uint8)
-        return resize(torch.from_numpy(np.ascontiguousarray(rows)), size).contiguous().numpy()
+        indices, shape = np.asarray(indices), self.images.shape
+        found = np.empty((len(indices), shape[0], size, size), np.uint8)
+        for part in slices(range(len(indices)), rows_at_once(shape)):
+            rows = self.images[indices[part.start : part.stop]]
+            rows = rows if rows.dtype == np.uint8 else np.rint(rows.astype(np.float32) * 255).astype(np.uint8)
+            found[part.start : part.stop] = resize(torch.from_numpy(np.ascontiguousarray(rows)), size).numpy()
+        return found
 
     @cached_property
     def labels(self) -> np.ndarray | None:
@@ -104,8 +108,8 @@ class Folder:
         array = self._as_many(path, npy.load(path))
         if array.ndim == 1:
             numbers = self._whole_numbers(path, array)
-            least = 2 if self.labels is None else int(self.labels.max(initial=1)) + 1
-            return Predictions(path, numbers, "label", max(least, int(numbers.max(initial=1)) + 1))
+            known = [] if self.labels is None else [count_classes(self.path / LABELS, self.labels)]
+            return Predictions(path, numbers, "label", max([2, count_classes(path, numbers), *known]))
         if array.ndim != 2 or array.shape[1] < 2:
             raise GnimeError(f"{path}: shape {array.shape}; predictions are (N, classes), of two classes or more, or (N,) "
                              "whole numbers; of one score p save (1 - p, p)")
@@ -147,7 +151,7 @@ class Folder:
         """(N,) int64: the labels, or the predicted classes of a record where they are not known."""
         if self.labels is not None:
             return self.labels
-        rows = slices(range(len(self.images)), CHUNK)
+        rows = slices(range(len(self.images)), rows_at_once(self.predictions.shape))
         return np.concatenate([self.predictions[part.start : part.stop].argmax(1) for part in rows] or [np.zeros(0, np.int64)])
 
     def digests(self) -> list[bytes]:
@@ -168,6 +172,15 @@ class Folder:
             raise GnimeError(f"{path}: labels from {array.min()} to {array.max()}; classes are numbered from 0 to "
                              f"{MAXIMUM_CLASSES - 1} at most")
         return np.array(array, np.int64)
+
+
+def count_classes(path: Path, numbers: np.ndarray) -> int:
+    """How many classes whole numbers name, from 0 to the largest. Raises where these are more than the rows."""
+    found = int(numbers.max(initial=-1)) + 1
+    if found > len(numbers):
+        raise GnimeError(f"{path}: a class {found - 1} makes {found} classes, and there are {len(numbers)} rows; number the "
+                         "classes that occur from 0 on")
+    return found
 
 
 def digest(path: Path) -> str:
@@ -192,9 +205,9 @@ def _form(path: Path, array: np.ndarray) -> str:
 
 
 def _parts(array: np.ndarray | Pictures):
-    """Pairs of a row's number and the rows from there, in memory."""
-    for part in slices(range(len(array)), CHUNK):
-        yield part.start, np.array(array[part.start : part.stop])
+    """Pairs of a row's number and the rows from there."""
+    for part in slices(range(len(array)), rows_at_once(array[:0].shape[1:])):
+        yield part.start, np.asarray(array[part.start : part.stop])
 
 
 def _float32(rows: np.ndarray) -> np.ndarray:

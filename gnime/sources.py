@@ -12,6 +12,7 @@ import torch
 from . import originals, records
 from .config import Run, Target
 from .errors import GnimeError
+from .filenames import LABELS
 from .folders import Listing, list_pictures
 from .pictures import decode, decoders, resize
 from .system import warn
@@ -136,6 +137,8 @@ def _arrays(run: Run) -> Source:
     folder, size = records.Folder(run.datasets / run.target.folder), run.target.size
     folder.check_images()
     printed = _of_arrays(folder)
+    if run.target.source == "arrays" and not run.victim:  # a --victim may know more classes than there are images
+        records.count_classes(folder.path / LABELS, folder.labels)
     return Source(folder.known_or_predicted(), folder.classes, lambda indices: folder.read_images(indices, size), printed,
                   labelled=folder.labels is not None)
 

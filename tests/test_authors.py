@@ -186,6 +186,15 @@ def test_damage_is_refused_or_harmless(tmp_path, end):
         content(prefix)
 
 
+@pytest.mark.parametrize("length", [(1 << 32) - 1, 1 << 32, (1 << 69) - 1])
+def test_a_length_of_more_than_four_bytes(tmp_path, length):
+    prefix = bundles.write(tmp_path / "a", {"": SMALL})
+    path, claimed = tmp_path / "a.data-00000-of-00001", bundles.varint(length)
+    path.write_bytes(claimed + path.read_bytes()[len(claimed) :])  # the graph's text is the first of the tensors
+    with pytest.raises(GnimeError, match="a.data-00000-of-00001: damaged, .*a text is cut off"):
+        Bundle(prefix)
+
+
 def changed(number, **how):
     """Changes the entry of that place in the index; see `bundles.entry`."""
     def change(entries):

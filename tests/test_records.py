@@ -13,8 +13,9 @@ import pytest
 import torch
 from helpers import Killed
 from scipy.spatial.distance import pdist, squareform
+from sklearn.datasets import load_digits
 
-from gnime import checks, pipeline
+from gnime import batches, checks, npy, pipeline
 from gnime.cli import main, resolve
 from gnime.errors import GnimeError, UsageError
 from gnime.experiment import Experiment
@@ -193,6 +194,27 @@ def test_arrays_of_any_layout(arrays, tmp_path):
     assert not run.data.labelled and run.lacking["label"] == "the record has no labels" and not run.classifiers
 
 
+def test_few_rows_are_read_at_once_where_they_are_large(arrays, tmp_path, monkeypatch):
+    """As many as have the permitted numbers together, and the result is the same."""
+    assert [batches.rows_at_once(shape) for shape in ((3, 128, 128), (3, 512, 512), (10,), (1, 1 << 13, 1 << 13), (0,))] == [
+        256, 21, 256, 1, 256]
+    big = np.kron(arrays["images"] / 255, np.ones((1, 1, 2, 2)))
+    more = arrays | {"images": big, "explanations_ig": np.kron(arrays["explanations_ig"], np.ones((1, 1, 2, 2)))}
+    _, plain = found(tmp_path / "plain", **more)
+    seen, read = [], npy.Pictures.__getitem__
+
+    def counted(self, rows):
+        seen.append(len(read(self, rows)))
+        return read(self, rows)
+
+    monkeypatch.setattr(batches, "MOST_VALUES", 7 * 32 * 32)
+    monkeypatch.setattr(npy.Pictures, "__getitem__", counted)
+    _, parts = found(tmp_path / "parts", **more)
+    assert max(seen) == 7 and sum(seen) >= 4 * N, "both files checked, and both read"
+    for expected, array in zip(plain, parts, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 def test_signed_maps_and_a_second_explainer(arrays, tmp_path):
     maps = np.random.default_rng(1).normal(size=(N, 4, 4)).astype(np.float32)
     datasets = save(tmp_path, **arrays, explanations_other=maps)
@@ -291,6 +313,10 @@ REFUSED = {  # what is wrong -> the arrays of the record that are other ones, an
     "labels of 32 bits": (lambda a: {"labels": a["labels"].astype(np.float32)}, "labels.npy: float32 .*whole numbers"),
     "a label below 0": (changed("labels", to=-1), "labels.npy: labels from -1 to 9; classes are numbered from 0"),
     "more labels than columns": (changed("labels", to=10), "labels.npy: labels up to 10, but predictions.npy has 10"),
+    "more classes than rows": (lambda a: {"predictions": np.where(np.arange(N) == 41, 99_999, 3), "labels": None},
+                               "predictions.npy: a class 99999 makes 100000 classes, and there are 60 rows; number"),
+    "more known classes than rows": (lambda a: {"predictions": a["labels"], **changed("labels", to=60)(a)},
+                                     "labels.npy: a class 60 makes 61 classes, and there are 60 rows"),
     "labels of one class": (lambda a: {"labels": np.full(N, 3)}, "every image is of class 3; at least two"),
     "objects": (lambda a: {"predictions": np.array([{}] * N)}, "predictions.npy: holds Python objects.*never unpickled"),
     "text": (lambda a: {"labels": np.array(["cat"] * N)}, "labels.npy: its values are <U3, not real numbers"),
@@ -320,13 +346,14 @@ def test_bad_records(what, arrays, tmp_path, scripts):
     (lambda path: path.write_bytes(b""), "not a whole .npy file"),
     (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': 9**9} \n"), "not a whole .npy file"),
     (lambda path: path.write_bytes(path.read_bytes().replace(b"(60,", b"(-6,")), "not a whole .npy file"),
+    (lambda path: path.write_bytes(b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little") + b"{"), "its header is too long"),
     (lambda path: path.write_bytes(b"\x80\x04N."), "no .npy file; they are never unpickled"),
     (lambda path: np.savez(path.open("wb"), a=np.ones(3)), r"an archive of arrays \(.npz\)"),
     (lambda path: (path.unlink(), path.mkdir()), "it is no regular file"),
     (lambda path: (path.unlink(), os.mkfifo(path)), "it is no regular file"),
     (lambda path: (path.unlink(), path.symlink_to("nowhere.npy")), "no such file"),
-], ids=["cut", "cut in the header", "empty", "a formula", "a negative shape", "a pickle", "npz", "a folder", "a pipe",
-        "a dead link"])
+], ids=["cut", "cut in the header", "empty", "a formula", "a negative shape", "a long header", "a pickle", "npz", "a folder",
+        "a pipe", "a dead link"])
 def test_damaged_files(damage, line, arrays, tmp_path, scripts):
     datasets = save(tmp_path, **arrays)
     damage(datasets / "service/predictions.npy")
@@ -405,20 +432,58 @@ def test_images_that_gnime_did_not_write_are_of_no_known_order(arrays, tmp_path)
 
 
 def mantel(one, other):
-    """Whether no random order of the rows relates the distances as well as their own does, by scipy and numpy."""
-    one, other = (pdist(array.reshape(len(array), -1).astype(float)) for array in (one, other))
-    square = squareform(other)
-    orders = [permutation(len(square), 0, "order", i).numpy() for i in range(checks.ORDERS)]
-    by_chance = [np.corrcoef(one, squareform(square[order][:, order], checks=False))[0, 1] for order in orders]
-    return np.corrcoef(one, other)[0, 1] <= max(by_chance)
+    """Whether no random order of the rows relates the raw distances as well as their own does, by scipy and numpy."""
+    return _no_better(*(squareform(pdist(array.reshape(len(array), -1).astype(float))) for array in (one, other)),
+                      lambda a, b: np.corrcoef(squareform(a, checks=False), squareform(b, checks=False))[0, 1])
+
+
+def independent(one, other):
+    """The same of the distance covariance, H D H with H = 1 - 1 / n for both matrices D of distances."""
+    centring = np.eye(len(one)) - 1 / len(one)
+    return _no_better(*(squareform(pdist(array.reshape(len(array), -1).astype(float))) for array in (one, other)),
+                      lambda a, b: np.trace(centring @ a @ centring @ b))
+
+
+def _no_better(one, other, statistic):
+    orders = [permutation(len(one), 0, "order", i).numpy() for i in range(checks.ORDERS)]
+    return statistic(one, other) <= max(statistic(one, other[order][:, order]) for order in orders)
+
+
+def test_a_sound_record_of_one_class_is_not_warned_of():
+    """Labels "is it an 8", all of them right: raw distances within a cloud relate the other way round."""
+    digits = load_digits()
+    chance = np.random.default_rng(8)
+    eights, others = np.flatnonzero(digits.target == 8), np.flatnonzero(digits.target != 8)
+    rows = chance.permutation(np.r_[eights[:20], others[:180]])
+    images, answers = digits.images[rows], np.eye(2)[(digits.target[rows] == 8).astype(int)]
+    assert mantel(images, answers), "what the raw distances say"
+    assert not checks.unrelated(images, answers) and not independent(images, answers)
+    offset = answers + 1e5  # scores of a large mean
+    assert not checks.unrelated(images, offset.astype(np.float32))
+    alarms = [checks.unrelated(images, answers[chance.permutation(200)]) for _ in range(4)]
+    assert alarms == [True] * 4
+    few = np.zeros(200)
+    few[:checks.FEWEST - 1] = 1
+    assert not checks.unrelated(images, chance.permutation(few)[:, None]), "too few to say anything"
+    few[checks.FEWEST - 1] = 1
+    assert checks.unrelated(images, chance.permutation(few)[:, None])
+
+
+def test_large_pictures_are_compared_in_small():
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 3, 64, 64), np.uint8)
+    rows = np.array([0, 2, 4])
+    blocks = pictures[rows].reshape(3, 3, 32, 2, 32, 2).mean((3, 5), dtype=np.float64)
+    np.testing.assert_allclose(checks._in_small(pictures, rows), blocks.reshape(3, -1), rtol=1e-12)
+    small = pictures[:, :, :16, :16]
+    np.testing.assert_array_equal(checks._in_small(small, rows), small[rows].reshape(3, -1))
 
 
 def test_rows_in_another_order_are_told(arrays, tmp_path):
     images, maps = arrays["images"], arrays["explanations_ig"]
     other = np.random.default_rng(3).permutation(N)
     for name in ("explanations_ig", "predictions"):
-        assert checks.unrelated(images, arrays[name][other]) == mantel(images, arrays[name][other])
-        assert checks.unrelated(images, arrays[name]) == mantel(images, arrays[name])
+        assert checks.unrelated(images, arrays[name][other]) == independent(images, arrays[name][other])
+        assert checks.unrelated(images, arrays[name]) == independent(images, arrays[name])
     assert not checks.unrelated(images, maps) and checks.unrelated(images, maps[other])
     assert not checks.unrelated(images, np.zeros_like(maps)), "the same answer to all is nobody's mistake"
     run, _ = found(tmp_path, **arrays | {"explanations_ig": maps[other]})
@@ -450,6 +515,9 @@ def test_the_record_of_the_docs(tmp_path, monkeypatch):
     command = re.search(r"python prepare.py (.*)", text)[1].split()
     run = Recorded(resolve("prepare", [*command, "--gpu", "-1"]))
     assert run.published == "probabilities" and run.data.images.shape == (1797, 1, 16, 16) and run.warnings == []
+    half = np.arange(1797)
+    half[:900] = np.random.default_rng(0).permutation(900)
+    assert not checks.unrelated(run.data.images, run.explanations.rows[half]), "only a complete disorder is told"
     order = permutation(1797, 0, "shuffle").numpy()
     service, pixels = made["service"], made["pixels"][order]
     np.testing.assert_allclose(run.predictions, service.predict_proba(pixels), atol=1e-6)
@@ -469,6 +537,15 @@ def test_arrays_without_predictions_are_a_data_set(arrays, tmp_path, scripts):
     np.testing.assert_array_equal(run.data.images, arrays["images"][ORDER])
     np.testing.assert_array_equal(run.data.labels, arrays["labels"][ORDER])
     first = run.data.labels_identity
+    moved = datasets.rename(tmp_path / "moved")
+    for script in ("prepare", "eval"):
+        code, line = scripts.fails(script, tmp_path / "root", *flags(datasets, tmp_path / "root", "--width", 128, xai="lrp"),
+                                   small=False)
+        assert code == 1 and f"{datasets / 'service'}: " in line and "put them back" in line and "away" not in line
+    moved.rename(datasets)
+    np.save(datasets / "service/labels.npy", np.where(arrays["labels"] == 9, 99_999, arrays["labels"]))
+    code, line = scripts.fails("prepare", tmp_path / "new", *flags(datasets, tmp_path / "new", xai="lrp"), small=False)
+    assert code == 1 and "labels.npy: a class 99999 makes 100000 classes, and there are 60 rows" in line
     np.save(datasets / "service/labels.npy", arrays["labels"][::-1])
     other = open_run(resolve("prepare", flags(datasets, tmp_path / "again", xai="lrp"))).data
     assert other.digest == run.data.digest and other.labels_identity != first, "a classifier of other labels is another one"

@@ -72,9 +72,10 @@ class Bundle:
             if entry.kind != STRING or entry.size > MOST:
                 raise ValueError("its graph of objects is no text, or larger than any of the release")
             text = self._bytes(entry)
+            graph = _string(text)  # which checks the length that `_summed` writes in 4 bytes
             if _masked(_summed(text)) != entry.checksum:
                 raise ValueError("a checksum does not fit")
-            self._objects = _graph(_string(text))
+            self._objects = _graph(graph)
 
     def layers(self, network: str = "") -> list[tuple[Entry, Entry]]:
         """Kernel and bias of each layer, in Keras's order.
