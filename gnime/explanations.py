@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import arrays
-from .batches import CHUNK, at_once, gather_rows, iter_batches, slices
+from .batches import at_once, gather_rows, iter_batches, rows_at_once, slices
 from .checkpoints import require
 from .config import Run
 from .data import Data
@@ -227,7 +227,7 @@ def tell_sides(image: int, explanation: int) -> None:
 
 
 def _check_foreign(maps: arrays.Array) -> None:
-    for part in slices(range(len(maps.rows)), CHUNK):
+    for part in slices(range(len(maps.rows)), rows_at_once(maps.rows.shape[1:])):
         rows = maps.rows[part.start : part.stop]
         if not (np.isfinite(rows).all() and rows.min() >= 0 and rows.max() <= 1):
             raise GnimeError(f"{maps.path}: values outside [0, 1] in rows {part.start} to {part.stop - 1}; scale them to it")
