@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,11 @@ HERE = Path(__file__).parent
 # hypothesis draws the same examples in every run, so that a change is judged by what it changes;
 # `pytest --hypothesis-profile default` explores new ones
 settings.load_profile("ci")
+
+
+# started in the background of a shell, a process ignores Ctrl-C, and so would the trainings that tests stop by it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
