@@ -67,7 +67,7 @@ class Target:
 
 
 _CLASSIFIER = TrainConfig(epochs=100, batch_size=256, betas=(0.5, 0.999))
-_INVERTER = TrainConfig(epochs=300, batch_size=128)
+_INVERTER = TrainConfig(epochs=300, batch_size=128, lr=1e-4)  # of attackers
 _INJECTOR = TrainConfig(epochs=500, batch_size=1024)
 
 _MNIST = Target("mnist", source="mnist", channels=1, size=32, convs=(128, 256), hidden=512, dropout=0.0, features="pool",

@@ -80,7 +80,9 @@ def _up(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _down(layer: nn.Module, a: Tensor | None, relevance: Tensor, first: bool) -> Tensor:
-    """The relevance of a layer's input `a` from the relevance of its output. May overwrite `relevance`.
+    """The relevance of a layer's input `a` from the relevance of its output, by the z+ rule. May overwrite `relevance`.
+
+    `rules._zplus` is the same rule for networks of any form, whose inputs may be negative.
 
     first: whether the layer is the first convolution.
     """

@@ -70,7 +70,8 @@ def matmul(call: Call, input, other) -> RelevanceStep:
 
 
 def _zplus(a: Tensor, positive: bool, weight: Tensor, apply: Callable, back: Callable, relevance: Tensor) -> Tensor:
-    """The z+ rule. An input and a weight that are both negative contribute, as two that are positive do.
+    """The z+ rule, as `lrp._down` has it for plain stacks. An input and a weight that are both negative contribute too, as two
+    that are positive do.
 
     positive: a is at least 0, so no input is negative.
     """

@@ -1,4 +1,7 @@
-"""The z+ rule for linear layers and pooling: R_in = a * W+^T (R_out / (W+ a + eps)), W+ = max(W, 0)."""
+"""What both forms of the z+ rule share: R_in = a * W+^T (R_out / (W+ a + eps)), W+ = max(W, 0).
+
+`lrp._down` has the rule for the layers of a plain stack, `rules._zplus` for those of any other network.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple

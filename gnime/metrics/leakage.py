@@ -63,7 +63,12 @@ def residual_leakage(row: float, predmi: float, expmi: float) -> float | None:
     1 is the leak of the undefended explanation, 0 that of the prediction. None if the undefended attacker's error is not
     below PredMI's by `LEAST_LEAK`, because then the explanation does not leak.
     """
-    return (predmi - row) / (predmi - expmi) if predmi - expmi > LEAST_LEAK else None
+    return _share(row, predmi, expmi) if predmi - expmi > LEAST_LEAK else None
+
+
+def _share(row, predmi, expmi):
+    """The definition of residual leakage, of numbers or tensors of errors."""
+    return (predmi - row) / (predmi - expmi)
 
 
 def is_possible(residual: float | None, interval: Sequence[float] | None) -> bool:
@@ -94,7 +99,7 @@ def paired_interval(row: Tensor, predmi: Tensor, expmi: Tensor, seed: int = 0, d
     row, predmi, expmi = _resampled_means([row, predmi, expmi], seed, draws)
     if not (predmi - expmi > LEAST_LEAK).all():
         return None
-    return list(_interval((predmi - row) / (predmi - expmi), 0.95))
+    return list(_interval(_share(row, predmi, expmi), 0.95))
 
 
 def _resampled_means(parts: list[Tensor], seed: int, draws: int) -> list[Tensor]:
