@@ -7,11 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bounded import DEVICE
 from sklearn.kernel_ridge import KernelRidge as SklearnKernelRidge
 
 from gnime.attackers import kernel as module
 from gnime.data import AttackerData
+from gnime.defences import DefenderData, prototypes
 from gnime.errors import GnimeError
+from gnime.networks import build
 from gnime.registry import ATTACKERS, ROWS
 from gnime.system import permutation
 
@@ -280,3 +283,31 @@ def test_a_cuda_device_finds_the_same(maps):
 
 def test_it_is_registered():
     assert ATTACKERS["kernel"].title == "kernel ridge regression" and ATTACKERS["kernel"].load() is module.kernel
+
+
+def test_no_more_is_recovered_from_prototypes_than_their_bits_allow():
+    """Eight equally likely images and a constant prediction, so the map is all that an attacker has.
+
+    With one of two maps it can do no better than the mean image of each part. The best of all 127 partitions is enumerated.
+    """
+    codes = np.random.default_rng(0).integers(0, 256, (8, 1, 4, 4), np.uint8)
+    images = codes[np.arange(400) % 8]
+    maps = torch.tensor(images / np.float32(255))
+    defender = DefenderData(maps[:80], torch.zeros(80, 3), range(80), maps[:80].mean(0).expand(3, 1, 4, 4), 0, DEVICE)
+    fit = prototypes.fit(defender, 2)
+    defence = build(fit.spec)
+    defence.load_state_dict(fit.tensors)
+    flat = codes.reshape(8, -1) / 255
+
+    def left(half):
+        return sum(flat[part].var(0).mean() * part.sum() / 8 for part in (half, ~half))
+
+    least = min(left(np.array([code >> i & 1 for i in range(8)], bool)) for code in range(1, 128))
+    errors = {}
+    for name, shown in (("protected", defence(maps, torch.zeros(400, 3))), ("undefended", maps)):
+        seen = AttackerData(images, np.zeros(400, np.int64), np.zeros((400, 3), np.float32), shown.numpy(), range(240),
+                            range(240, 320), range(320, 400))
+        found = reconstructed(module.kernel(experiment(), ROW, seen), seen, seen.test).numpy()
+        errors[name] = ((found - images[320:] / 255) ** 2).mean()
+    assert errors["protected"] >= least * (1 - 1e-6) and errors["undefended"] < 0.1 * least
+    assert errors["protected"] < flat.var(0).mean(), "the one bit is used"
