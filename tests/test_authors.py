@@ -391,3 +391,14 @@ def test_the_warning_says_which_networks_and_why():
     assert split_warning([], True) == []
     (warning,) = split_warning(["victim", "expmi"], True)
     assert "victim, expmi" in warning and "otherwise than this run" in warning
+
+
+def test_a_checkpoint_without_its_index_is_named(scripts, published_copy):
+    """A copy that was cut off: nothing is trained in its place."""
+    folder = published_copy / "models/def/digits_lrp"
+    for index in folder.glob("e*.ckpt.index"):
+        index.unlink()
+    before = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    code, line = scripts.fails("train", published_copy)
+    assert code == 1 and ".ckpt.data-00000-of-00001: a checkpoint of the authors' release without its .index" in line
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == before

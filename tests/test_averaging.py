@@ -61,6 +61,7 @@ def test_both_attackers_that_know_more_through_the_scripts(scripts, root_copy, m
     code, out, errors = scripts("eval", root_copy, "--attackers", "kernel", "white-box", "averaging")
     assert code == 0, errors
     found = json.loads((root_copy / "figures/digits_lrp/results.json").read_text())
+    assert any(line.startswith("models/victim/digits.pt: ") and "is near chance" in line for line in found["warnings"])
     assert any(line.startswith("injector: its training was not steady") for line in found["warnings"])
     for name, row in found["settings"].items():
         drawn = ["averaging 1", "averaging 2"] if name == "rnd" else []

@@ -91,6 +91,9 @@ def test_the_sentence():
                               "0.84 with the true ones")
     beside = judge(content(gnime=(0.38, 0.84), cond_mean=(0.0, 0.85))).sentence
     assert beside.endswith("0.84 with the true ones, which is no more than maps made from the prediction alone do (0.85)")
+    near = judge(content(gnime=(0.38, 0.86), cond_mean=(0.0, 0.85))).sentence
+    assert near.endswith("0.86 with the true ones, which is no more than maps made from the prediction alone do (0.85), as "
+                         "far as these images can tell")
     above = judge(content(gnime=(0.38, 0.99), cond_mean=(0.0, 0.85))).sentence
     assert above.endswith("0.99 with the true ones, more than maps made from the prediction alone (0.85)")
     unknown = content(gnime=(None, 0.84))
@@ -126,7 +129,7 @@ def test_what_is_dominated():
     assert frontier.dominated == {}, "each keeps more where it leaks more"
     near = judge(content(gnime=(0.40, 0.84), cond_prototypes_8=(0.44, 0.95)))
     assert near.dominated == {"gnime": ["cond-prototypes-8"]}, "leaks that cannot be told apart"
-    assert "leaks no more that these images could tell (44 % [39, 49])" in near.advice[0].text
+    assert "leaks no more, as far as these images can tell (44 % [39, 49]), and keeps" in near.advice[0].text
     assert judge(content(gnime=(0.40, 0.84), cond_prototypes_8=(0.44, 0.855))).dominated == {}, "touching intervals"
     warned = judge(content(["prototypes-4: its attacker has not converged"], gnime=(0.4, 0.84), prototypes_4=(0.0, 0.95)))
     assert warned.dominated == {}, "a row that cannot be trusted dominates none"

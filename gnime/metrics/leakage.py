@@ -50,8 +50,7 @@ def deepsim_of(squared: float, n: int) -> float:
     return math.exp(-math.sqrt(squared) / n)
 
 
-# Below 0: a map that says nothing costs its attacker a little, 0.6 % for class-mean on reduced MNIST with seed 0 [G]
-NEAR = 0.02
+NEAR = 0.02  # beyond 0 and 1: a map that says nothing costs its attacker a little, whose networks end by chance [G]
 NOTHING = 0.005  # residual leakage that is told as 0 %
 CHANCE = 0.12  # residual leakage, which some hundred test images cannot tell from 0 [G]
 LEAST_LEAK = 1 / 255**2 / 12  # MSE: the error of rounding to grey levels; shares of a smaller leak mean nothing

@@ -111,7 +111,7 @@ def _plot_losses(axis, history: list, weight: float) -> None:
     axis.set_title(f"injector against inverter, a = {weight:g}", fontsize=9)
     axis.set_xlabel("epoch", fontsize=8)
     axis.legend(fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which="both", labelsize=8)
 
 
 @our_style
@@ -143,7 +143,7 @@ def training_curves(path: Path, losses: dict[float, list], histories: dict[str, 
     axis.set_yscale("log")
     axis.set_title("the paper's attackers: validation MSE", fontsize=9)
     axis.set_xlabel("epoch", fontsize=8)
-    axis.tick_params(labelsize=8)
+    axis.tick_params(which="both", labelsize=8)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))  # beside the curves
     figure.tight_layout()
     save(figure, path)

@@ -106,7 +106,8 @@ def _worth(row: Point, mean: Point | None) -> str:
         return said
     if row.kept_span[0] > mean.kept_span[1]:
         return f"{said}, more than maps made from the prediction alone ({mean.kept:.2f})"
-    return f"{said}, which is no more than maps made from the prediction alone do ({mean.kept:.2f})"
+    told = ", as far as these images can tell" if row.kept > mean.kept else ""
+    return f"{said}, which is no more than maps made from the prediction alone do ({mean.kept:.2f}){told}"
 
 
 def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
@@ -173,10 +174,10 @@ def _worse(rows: dict[str, Point], dominated: dict[str, list[str]], publish: str
         other = rows.get(publish if publish in better else next(iter(better), ""))
         if other:
             worse = other.leak > row.leak, other.kept < row.kept
-            leak, kept = (" that these images could tell" if is_worse else "" for is_worse in worse)
+            leak, kept = (", as far as these images can tell" if is_worse else "" for is_worse in worse)
             advice.append(Advice((row.name,), "dominated", (
                 f"{row.name}: {_leaks(row)}. {other.name} leaks no more{leak} ({percent(other.leak)} "
-                f"{percents(other.leak_span)}) and keeps no less{kept} ({other.kept:.2f} against {row.kept:.2f}): "
+                f"{percents(other.leak_span)}), and keeps no less{kept} ({other.kept:.2f} against {row.kept:.2f}): "
                 f"take {other.name}")))
         elif row.bits != 0 and any(low >= NOTHING for low, _ in row.spans):
             advice.append(Advice((row.name,), "unsafe", f"{row.name}: {_leaks(row)}: {_instead(row, publish)}"))
