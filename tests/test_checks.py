@@ -131,12 +131,18 @@ def test_images_that_hardly_differ_are_named():
     assert any("hardly differ" in line for line in said)
 
 
-def test_an_injector_that_ends_in_a_burst_is_named():
-    steady = [[value, 0.1, 0.1] for value in (9.0, 3.0, 2.0, 2.0, 2.2, 1.9)]
+def test_an_injector_with_a_burst_near_its_end_is_named():
+    steady = [[value, 0.1, 0.1] for value in (*np.linspace(9, 2, 20), *[2.1, 2.1, 1.9, 2.2] * 5)]
     assert checks.warnings_about_training("injector", steady) == []
     assert checks.warnings_about_training("injector", [[9.0, 0.1, 0.1]]) == []
-    (line,) = checks.warnings_about_training("gnime@30 injector", [*steady[:-1], [5.0, 0.1, 0.1]])
-    assert line.startswith("gnime@30 injector: ") and "is 5, the median" in line and "epochs 2.2," in line
+    for epoch in (-1, -4):  # the last tenth are four epochs
+        burst = [list(losses) for losses in steady]
+        burst[epoch][0] = 5.0
+        (line,) = checks.warnings_about_training("gnime@30 injector", burst)
+        assert line.startswith("gnime@30 injector: ") and "reaches 5, the median" in line and "epochs is 2.1," in line
+    burst = [list(losses) for losses in steady]
+    burst[-5][0] = 5.0
+    assert checks.warnings_about_training("injector", burst) == []
 
 
 def test_rows_are_compared_one_by_one():

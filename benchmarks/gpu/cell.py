@@ -3,6 +3,7 @@
     python cell.py PRECISION TARGET:XAI:SEED SETTING,SETTING,... SECONDS MARGIN
 """
 
+import os
 import sys
 
 import env
@@ -19,7 +20,9 @@ def flags(precision: str, name: str, settings: list[str]) -> list[str]:
     what = {"--preset": "reduced" if env.TINY else "paper", "--targets": target, "--xai": xai, "--seeds": seed}
     if precision != ("tf32" if gpu == 0 else "fp32"):  # a result's command does not name the default
         what["--precision"] = precision
-    return [str(word) for pair in (what | places).items() for word in pair] + ["--settings", *settings]
+    official = os.environ.get("OFFICIAL", "").split()
+    lists = ["--settings", *settings, *(["--official", *official] if official else [])]
+    return [str(word) for pair in (what | places).items() for word in pair] + lists
 
 
 def prepare() -> None:
