@@ -1,5 +1,7 @@
 """The matrix product that explainers and fast formulations take."""
 
+import threading
+
 import pytest
 import torch
 
@@ -36,22 +38,57 @@ def test_product_is_the_one_in_float64(m, k, n, a_strided, b_strided, calls):
     assert calls == [(m, k)]
 
 
-def test_products_matrix_by_matrix(calls, monkeypatch):
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(("m", "k", "n"), [(40, 50, 30), (1, 7, 5), (128, 300, 64), (33, 1024, 129)])
+def test_products_matrix_by_matrix(m, k, n, transposed, onednn, monkeypatch):
+    if not onednn:
+        monkeypatch.setattr(products_module, "_onednn_keeps_32_bits", lambda: False)
+    before = torch.get_float32_matmul_precision()
     torch.manual_seed(0)
-    a, b = torch.randn(3, 40, 50), torch.randn(3, 30, 50).transpose(1, 2)
-    exact = a.double() @ b.double()
-    for onednn, few in ((True, 0), (False, 40 * 50 * 30)):
-        monkeypatch.setattr(products_module, "FEW", few)
-        calls.clear()
-        out = torch.full((3, 40, 30), torch.nan)  # what the memory held must not be read
-        products(a, b, out)
-        torch.testing.assert_close(out.double(), exact, atol=1e-4, rtol=0)
-        products(a, b, out, add=True)
-        torch.testing.assert_close(out.double(), 2 * exact, atol=2e-4, rtol=0)
-        assert calls == [(40, 50)] * 6 * onednn
+    a, b = torch.randn(3, k, m).mT if transposed else torch.randn(3, m, k), torch.randn(3, n, k).mT
+    exact, bound = a.double() @ b.double(), k * 2.0**-24 * (a.double().abs() @ b.double().abs())
+    out = torch.full((3, m, n), torch.nan)  # what the memory held must not be read
+    products(a, b, out)
+    assert ((out - exact).abs() <= bound).all()
+    products(a, b, out, add=True)
+    assert ((out - 2 * exact).abs() <= 4 * bound).all()
     out = exact * 0
     products(a.double(), b.double(), out)
     torch.testing.assert_close(out, exact)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_onednn_is_not_asked_where_its_products_are_less_precise(monkeypatch):
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("this PyTorch does not have the setting")
+    decide, setting = products_module._onednn_keeps_32_bits.__wrapped__, torch.backends.mkldnn.matmul
+    found = torch.cpu.get_capabilities()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found | {"amx_bf16": True})
+    assert not decide()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "amx_bf16": False})
+    original = torch.bmm
+    if decide():
+        monkeypatch.setattr(torch, "bmm", lambda a, b: original(a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype))
+                            if a.dtype == torch.float32 else original(a, b))
+        assert not decide()
+    assert setting.fp32_precision == "none"
+
+
+def test_the_setting_returns_after_an_error_and_among_threads():
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("this PyTorch does not have the setting")
+    setting = torch.backends.mkldnn.matmul
+    with pytest.raises(RuntimeError):
+        products(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
+    assert setting.fp32_precision == "none"
+    one, out = torch.rand(2, 64, 64), [torch.empty(2, 64, 64) for _ in range(4)]
+    threads = [threading.Thread(target=lambda place=place: [products(one, one, place) for _ in range(50)]) for place in out]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert setting.fp32_precision == "none" and all(place.equal(out[0]) for place in out)
 
 
 def test_positive_numbers_keep_their_digits_however_small(calls):
