@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..products import products
+from ..products import product, products
 from .sizes import CACHED
 
 TILES = 1024  # 4x4 tiles per matrix product: few enough for little memory, many enough for a high rate
@@ -30,7 +30,7 @@ class Winograd(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs, inputs = weight.shape[:2]
-        taps = (_taps_to_points(x) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, outputs, inputs)
+        taps = product(_taps_to_points(x), weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, outputs, inputs)
         ctx.save_for_backward(x, taps)
         y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
         for part, out in _tiles(x, y):  # (k, H, W, I), (k, H, W, O)
@@ -58,7 +58,7 @@ class Winograd(torch.autograd.Function):
                 products(dvalues, taps, found)
                 _from_points(found, dpart, _inputs_to_points_transposed)
         if dtaps is not None:
-            dtaps = (_taps_to_points(x).T @ dtaps.flatten(1)).view(3, 3, *taps.shape[1:]).permute(2, 3, 0, 1)
+            dtaps = product(_taps_to_points(x).T, dtaps.flatten(1)).view(3, 3, *taps.shape[1:]).permute(2, 3, 0, 1)
         return dx, dtaps, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
