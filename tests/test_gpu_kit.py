@@ -57,8 +57,8 @@ def machine(tmp_path_factory):
                                           check=True).stdout
     made = Machine(tmp_path_factory.mktemp("gpu"), commit.strip())
     made.run(KIT / "run.sh", "pack", "digits", "-", made.packed, made.commit)
-    made.run(made.packed / "run.sh", "first", LIMIT="900", CHECKS="nets:fp32", BENCH="epochs ways upsampling", CELLS=CELL,
-             SETTINGS="predmi expmi", MARGIN="30")
+    made.run(made.packed / "run.sh", "first", LIMIT="900", CHECKS="nets:fp32", BENCH="epochs ways pooling upsampling",
+             CELLS=CELL, SETTINGS="predmi expmi", MARGIN="30")
     return made
 
 
@@ -77,6 +77,9 @@ def test_rehearsal(machine):
     for name, ways in steps.items():
         assert all(math.isfinite(number) for number in ways["eager"].values()), name
         assert "CUDA" in ways["graph"] or "cuda" in ways["graph"], "a CPU has no graphs, and the benchmark goes on"
+    forms = [value for name, value in bench.items() if "ReLU and pooling" in name]
+    assert len(forms) == 2 and all(len(value["plain"]) == 4 for value in forms)  # tf32 and bf16; the kernels need a GPU
+    assert all(bench[f"injector {precision}: without fused pooling"]["eager"]["ms"] > 0 for precision in ("tf32", "bf16"))
     upsampling = [way for name, value in bench.items() if "->" in name for way in value.values()]
     assert len(upsampling) == 12 and all(isinstance(milliseconds, list) for milliseconds in upsampling)
 

@@ -24,7 +24,9 @@ LAYERS = [
     {"__init__"},  # the door, `gnime.Protected`
 ]
 # take the network as an argument; import torch, themselves and the packages named here
-PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(), "ops": {"models", "products"}}
+PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(),
+        "ops": {"models", "products", "system"}}  # system: for a warning
+OTHERS = {"metrics": {"pytorch_msssim"}, "ops": {"triton"}}  # libraries besides torch
 # the command line answers at once
 LIGHT = {"cells", "cli", "config", "entries", "errors", "filenames", "flags", "flagtypes", "ownentries", "ownfiles", "registry",
          "streams", "targets", "threads", "__init__"}
@@ -82,7 +84,7 @@ def test_every_module_has_a_layer():
 def test_what_computes_imports_torch_alone(path):
     for module in imported(path):
         root, *below = module.split(".")
-        allowed = {"torch", "pytorch_msssim"} if top(path) == "metrics" else {"torch"}
+        allowed = {"torch"} | OTHERS.get(top(path), set())
         inside = root == "gnime" and below and below[0] in {top(path), *PURE[top(path)]}
         assert inside or root in allowed or root in sys.stdlib_module_names, module
 

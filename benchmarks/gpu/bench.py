@@ -1,6 +1,6 @@
 """The benchmark of a run. Every figure goes to OUT/bench.json at once, so a limit cuts off only what comes last.
 
-    python bench.py epochs ways kernels upsampling compiled     # all, or some, in the order given
+    python bench.py epochs ways kernels pooling upsampling compiled     # all, or some, in the order given
 
 `compiled` is last, since compiling a step takes a minute or more.
 """
@@ -9,6 +9,7 @@ import sys
 
 import env
 import kernels
+import pooling
 import torch
 import upsampling
 import ways
@@ -64,7 +65,8 @@ def measure_kernels() -> None:
 
 
 PARTS = {"epochs": measure_epochs, "ways": lambda: measure_ways(ways.WAYS[:2]), "kernels": measure_kernels,
-         "upsampling": lambda: upsampling.measure(note), "compiled": lambda: measure_ways(ways.WAYS[2:])}
+         "pooling": lambda: pooling.measure(note), "upsampling": lambda: upsampling.measure(note),
+         "compiled": lambda: measure_ways(ways.WAYS[2:])}
 
 
 def main(names: list[str]) -> None:

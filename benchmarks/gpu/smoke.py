@@ -19,9 +19,10 @@ CHECKS = {  # name: "module:function", argument
     "nets:fp32": ("networks:check_networks", "fp32"), "explainers": ("networks:check_explainers",),
     "scripts:tf32": ("scripts:check_scripts", "tf32"), "scripts:bf16": ("scripts:check_scripts", "bf16"),
     "deterministic": ("scripts:check_deterministic",), "graphs": ("ways:check_graphs",), "pytest": ("scripts:check_pytest",),
+    "pooling": ("pooling:check_pooling",),
     "plain:tf32": ("networks:check_networks", "tf32"), "plain:bf16": ("networks:check_networks", "bf16"),
 }
-GPU_ONLY = {"nets:tf32", "scripts:tf32", "graphs", "plain:tf32", "plain:bf16"}
+GPU_ONLY = {"nets:tf32", "scripts:tf32", "graphs", "pooling", "plain:tf32", "plain:bf16"}
 
 
 def _file(name: str) -> Path:
