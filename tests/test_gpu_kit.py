@@ -57,8 +57,8 @@ def machine(tmp_path_factory):
                                           check=True).stdout
     made = Machine(tmp_path_factory.mktemp("gpu"), commit.strip())
     made.run(KIT / "run.sh", "pack", "digits", "-", made.packed, made.commit)
-    made.run(made.packed / "run.sh", "first", LIMIT="900", CHECKS="nets:fp32", BENCH="epochs ways pooling upsampling",
-             CELLS=CELL, SETTINGS="predmi expmi", MARGIN="30")
+    made.run(made.packed / "run.sh", "first", LIMIT="900", SMOKE="600", CHECKS="nets:fp32",
+             BENCH="epochs ways pooling upsampling", BENCH_SECONDS="600", CELLS=CELL, SETTINGS="predmi expmi", MARGIN="30")
     return made
 
 
