@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gnime.threads import configure_threads, processors  # noqa: E402  before torch, here and in every child
+from gnime.words import counted  # noqa: E402
 
 configure_threads()
 
@@ -97,7 +98,8 @@ class Report:
         torch.set_num_threads(chosen.threads)
         self.chosen, self.figures, self.claims = chosen, {}, []
         clock = "processor time" if chosen.cpu_time else "wall time"
-        self.made_on = provenance(device or f"CPU, {chosen.threads} threads") | {"clock": clock, "load": os.getloadavg()}
+        device = device or f"CPU, {counted(chosen.threads, 'thread')}"
+        self.made_on = provenance(device) | {"clock": clock, "load": os.getloadavg()}
         print(json.dumps(self.made_on), flush=True)
 
     def values(self, name: str, measured: Sequence[float], unit: str) -> None:

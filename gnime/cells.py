@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import words
 from .cli import run_of
 from .config import OFFICIAL, TARGETS, Run, Target, TrainConfig, target
 from .errors import UsageError
@@ -149,8 +150,8 @@ def difference(result: dict, options: argparse.Namespace, cell: Cell, data: dict
         return f"measured with another content of {' and '.join(changed)}; move it away, or give another --results and --root"
     for key in (name for name in wanted | found if name not in IGNORED):
         if found.get(key) != wanted.get(key):
-            return (f"measured with {key} {json.dumps(found.get(key))}, this run has {json.dumps(wanted.get(key))}; move it "
-                    "away, or give another --results and --root")
+            return (f"measured with {words.difference(key, found.get(key), wanted.get(key))}; move it away, or give another "
+                    "--results and --root")
     precision = run.precision or default_precision(run.gpu)
     if result["precision"] != precision:
         return (f"measured in {result['precision']}, this run computes in {precision}; give --precision "

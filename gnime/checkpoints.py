@@ -5,7 +5,6 @@ and a checksum. A file without them is foreign, that is not written by GNIME. It
 """
 
 import errno
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from . import foreign
 from .errors import GnimeError, printable
 from .store import digest_of, open_artifact, writing
 from .system import warn
+from .words import difference
 
 LAYOUT = 3  # version of the file layout; raised when files of the version before can no longer be read
 
@@ -101,7 +101,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 FLAGS = {"target": "--target", "xai": "--xai", "layer": "--layer", "published": "--published", "seed": "--seed",
-         "image_size": "--image-size", "official": "--official",
+         "image_size": "--image-size", "official": "--official", "pool": "--official",
          "weight": "--weight", "stage": "--batch-size and --lr", "precision": "--precision", "width": "--width"}
 WHERE_GIVEN = ("layer", "published")  # flags that a record has only where they were given
 
@@ -117,16 +117,11 @@ def require(path: Path, found: dict, wanted: dict) -> None:
     for key in (*wanted, *WHERE_GIVEN):
         value = wanted.get(key)
         if found.get(key) != value:
-            what = f"{key} {_short(found.get(key))}, this run has {_short(value)}"
             remedy = f"give the same {FLAGS[key]}, or " if key in FLAGS else ""
             if isinstance(value, str) and len(value) == 64:  # the digest of another artifact
                 remedy = f"the {key} changed since: "
-            raise GnimeError(f"{path}: made with {what}; {remedy}move it away, or choose another --root")
-
-
-def _short(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text[:12] if len(text) == 64 else printable(text)
+            raise GnimeError(f"{path}: made with {difference(key, found.get(key), value)}; {remedy}move it away, or choose "
+                             "another --root")
 
 
 def check_fit(network: torch.nn.Module, tensors: dict, path: Path) -> None:
@@ -140,9 +135,9 @@ def check_fit(network: torch.nn.Module, tensors: dict, path: Path) -> None:
     for name in sorted(own.keys() | tensors.keys(), key=str):
         ours, theirs = own.get(name), tensors.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape:
-            shapes = [None if t is None else tuple(t.shape) for t in (theirs, ours)]
-            raise GnimeError(f"{path}: does not fit: {printable(name, 80)} has shape {shapes[0]} there, {shapes[1]} in this "
-                             "run's network")
+            shapes = ["is missing" if t is None else f"has shape {tuple(t.shape)}" for t in (theirs, ours)]
+            raise GnimeError(f"{path}: does not fit: {printable(name, 80)} {shapes[0]} there, and {shapes[1]} in this run's "
+                             "network")
         if theirs.is_floating_point() and not theirs.to(ours.dtype).isfinite().all():
             raise GnimeError(f"{path}: {printable(name, 80)} holds numbers that are not finite; move the file away and make "
                              "it again")

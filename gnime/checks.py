@@ -95,14 +95,16 @@ def _copies(data: Data) -> list[str]:
     splits = {name: getattr(data.splits, name) for name in ("defender", "train", "validation", "test")}
     exact, near = (count_across(first, splits) for first in (found.exact, found.near))
     names = {"train": "attacker's training images", "validation": "validation images", "defender": "defender's half"}
-    warnings = []
-    for counts, what in ((exact, "exact copies of others"),
-                         (near, "copies of others or look alike (a guess, by a perceptual hash)")):
-        if counts["copies"] > (0 if counts is exact else exact["copies"]):
+    warnings, guess = [], "(a guess, by a perceptual hash)"
+    for counts, one, several in (
+            (exact, "is an exact copy of another", "are exact copies of others"),
+            (near, f"looks like another {guess}", f"are copies of others or look alike {guess}")):
+        if (n := counts["copies"]) > (0 if counts is exact else exact["copies"]):
             inside = ", ".join(f"{counts[name]} in the {title}" for name, title in names.items())
             flag = "--drop-duplicates" if counts is exact else "--drop-duplicates near"
-            warnings.append(f"{counts['copies']} of {len(data.images)} images are {what}; of the {len(splits['test'])} test "
-                            f"images, so many have one: {inside}. They are easier to recover; prepare.py {flag} drops them")
+            warnings.append(f"{n} of {len(data.images)} images {one if n == 1 else several}; of the "
+                            f"{len(splits['test'])} test images, so many have one: {inside}. They are easier to "
+                            f"recover; prepare.py {flag} drops them")
     return warnings
 
 

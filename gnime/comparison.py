@@ -16,6 +16,7 @@ from .metrics.leakage import (
     residual_leakage,
 )
 from .registry import ATTACKERS, RESIDUAL, find_row
+from .words import counted
 
 SAME = 0.1  # MSE, relative: two attackers of the same data may differ so much by their weights at the start
 
@@ -93,8 +94,8 @@ def _instead(result: Result, remedy: str) -> str:
     """The remedy, unless the paper's attacker of the row stopped because it learnt nothing more."""
     if not result.attacker.get("early"):
         return remedy
-    return (f"it stopped after {result.attacker['epochs']} epochs, because it learnt nothing more: give more images, or "
-            "another --lr or --width")
+    return (f"it stopped after {counted(result.attacker['epochs'], 'epoch')}, because it learnt nothing more: give more "
+            "images, or another --lr or --width")
 
 
 def _distortion(result: Result, unknown: float) -> float:

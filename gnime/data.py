@@ -15,6 +15,7 @@ from .records import MAXIMUM_CLASSES
 from .sources import Source, fingerprint, open_source
 from .store import artifact_lock, exists
 from .system import say, warn
+from .words import counted
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _check(run: Run, images: arrays.Array, labels: arrays.Array) -> None:
         raise GnimeError(f"{labels.path}: {labels.rows.dtype} {labels.rows.shape}, {images.path.name} needs integers "
                          f"({n},); move both away, or choose another --root")
     if n < MINIMUM:
-        raise GnimeError(f"{images.path}: {n} images; the splits need at least {MINIMUM}")
+        raise GnimeError(f"{images.path}: {counted(n, 'image')}; the splits need at least {MINIMUM}")
     if labels.rows.min() < 0 or labels.rows.max() >= MAXIMUM_CLASSES:
         raise GnimeError(f"{labels.path}: labels from {labels.rows.min()} to {labels.rows.max()}; classes are numbered from 0 "
                          f"to {MAXIMUM_CLASSES - 1} at most")
@@ -181,7 +182,7 @@ def _check_record(run: Run, array: arrays.Array, n: int) -> None:
     asked = min(run.limit or available, available)
     if n != asked:
         flag = f"--limit {n}" if n < available else "no --limit"
-        raise GnimeError(f"{array.path}: made with {flag}, this run asks for {asked} images; pass {flag}, "
+        raise GnimeError(f"{array.path}: made with {flag}, this run asks for {counted(asked, 'image')}; pass {flag}, "
                          f"or move it away, or choose another --root")
 
 

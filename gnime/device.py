@@ -15,6 +15,7 @@ from .config import Run
 from .errors import GnimeError, UsageError, printable
 from .streams import tell
 from .system import processes, release_freed_memory, retain_freed_memory, say
+from .words import counted
 
 TIMEOUT = timedelta(days=7)  # of a barrier, at which processes may wait while another one trains an attacker
 START = timedelta(minutes=5)  # in which all processes of a run must have started
@@ -112,7 +113,7 @@ class Device:
     def describe(self) -> str:
         """Name of the device and precision, for messages and results."""
         cuda = self.torch.type == "cuda"
-        name = torch.cuda.get_device_name(self.torch) if cuda else f"CPU, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(self.torch) if cuda else f"CPU, {counted(torch.get_num_threads(), 'thread')}"
         return f"{name}, {self.precision}" + (f", {self.world} processes" if self.world > 1 else "")
 
 

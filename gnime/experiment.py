@@ -27,6 +27,7 @@ from .resuming import StateFile
 from .store import artifact_lock, exists, prepare_root
 from .system import commit, release_freed_memory, say, warn
 from .training import TrainingTask, cross_entropy, fit, mean_squared_error
+from .words import counted
 
 
 class Experiment:
@@ -276,7 +277,7 @@ class Experiment:
                     return self._use(task, network, checkpoint)
             if not self.trains:
                 raise Unfinished(f"{path} is not finished")
-            say(f"{task.name:<13} training, at most {task.config.epochs} epochs, batch {task.config.batch_size}")
+            say(f"{task.name:<13} training, at most {counted(task.config.epochs, 'epoch')}, batch {task.config.batch_size}")
             report = task.train(network, StateFile(state, root, task.identity | {"spec": task.spec})) | {"commit": commit()}
             release_freed_memory()
             device.barrier()
@@ -288,7 +289,7 @@ class Experiment:
             device.barrier()
             digest = digest or load_checkpoint(path).digest
         score = f", best {task.score} {report['score']:.4g} at epoch {report['best_epoch']}" if "score" in report else ""
-        say(f"{task.name:<13} {path}: made in {report['seconds']:.0f} s, {report['epochs']} epochs{score}")
+        say(f"{task.name:<13} {path}: made in {report['seconds']:.0f} s, {counted(report['epochs'], 'epoch')}{score}")
         return TrainedModel(networks.ready_to_use(network, task), digest, report, made_by)
 
     def _use(self, task: NetworkTask, network: nn.Module, checkpoint: Checkpoint) -> TrainedModel:

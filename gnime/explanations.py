@@ -111,7 +111,7 @@ def _fault(maps: object, n: int, width: float) -> str:
     if maps.ndim != 4 or not maps.is_floating_point():
         return f"returns {maps.dtype} {shape}; maps are floating-point (N, K, S, S)"
     if len(maps) != n:
-        return f"returns {len(maps)} maps for {n} images"
+        return f"returns {shape}, and needs a map for each image: ({n}, K, S, S)"
     if shape[2] != shape[3] or shape[2] < 2:
         return f"returns maps of {shape[2]} x {shape[3]}; they must be square and at least 2 x 2: resize them in your function"
     if working_side(shape[2]) > width:

@@ -1,6 +1,7 @@
 """A folder of class folders: its pictures, and everything in it that is passed over."""
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,10 +38,15 @@ class Listing:
 
     def describe_passed_over(self) -> str:
         """One line; empty where everything is used."""
-        most = [f"{count} {what}" for what, count in self.passed_over.most_common(SHOWN)]
+        most = [f"{count} {_one(what) if count == 1 else what}" for what, count in self.passed_over.most_common(SHOWN)]
         rest = len(self.passed_over) - len(most)
         more = f", and more in {rest} other place{'s' * (rest > 1)}" if rest else ""
         return f"{printable(self.folder, 1000)}: passed over {', '.join(most)}{more}" if most else ""
+
+
+def _one(what: str) -> str:
+    """A kind of what is passed over, in the singular."""
+    return re.sub(r"(pictures|files)(?= )", lambda kind: kind[0].removesuffix("s"), what, count=1)
 
 
 def in_order(names: set[str]) -> list[str]:

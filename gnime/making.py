@@ -14,6 +14,7 @@ from .pictures import decode, decoders
 from .sources import Source
 from .store import write_text
 from .system import permutation, say, warn
+from .words import counted
 
 MINIMUM = 20  # images; with fewer, a split would be empty
 
@@ -33,7 +34,7 @@ def enough(run: Run, available: int) -> int:
     n = min(run.limit or available, available)
     if n < MINIMUM:
         flag = f"--limit {run.limit}" if run.limit is not None and run.limit < MINIMUM else f"target {run.target.name}"
-        raise UsageError(f"{flag}: {n} images; the splits of defender and attacker need at least {MINIMUM}")
+        raise UsageError(f"{flag}: {counted(n, 'image')}; the splits of defender and attacker need at least {MINIMUM}")
     return n
 
 
@@ -96,7 +97,7 @@ def _readable(run: Run, paths: Paths, source: Source) -> np.ndarray:
     lines = [text for text in faults if text]
     if lines:
         write_text(paths.skipped, "\n".join(lines) + "\n")
-        warn(f"{len(lines)} damaged pictures left out, listed in {paths.skipped}")
+        warn(f"{counted(len(lines), 'damaged picture')} left out, listed in {paths.skipped}")
     return indices[[text is None for text in faults]]
 
 
@@ -110,5 +111,6 @@ def _without_copies(run: Run, source: Source, indices: np.ndarray) -> np.ndarray
     labels = source.labels[indices]
     differing = int((labels != labels[copies.exact]).sum())
     if differing:
-        warn(f"{differing} exact copies lie in another class than the picture that they are copies of")
+        word = "copy lies" if differing == 1 else "copies lie"
+        warn(f"{differing} exact {word} in another class than the picture copied")
     return indices[kept]

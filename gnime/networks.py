@@ -19,6 +19,7 @@ from .models.unet import UNet
 from .ops import plain
 from .resuming import StateFile
 from .system import derive_seed, say, warn
+from .words import counted, difference
 
 NETWORKS = {"classifier": Classifier, "predmi": PredMI, "expmi": ExpMI, "dense": DenseExpMI,
             "centred": CentredExpMI, "injector": Injector, "cond-mean": ConditionalMean, "prototypes": Prototypes,
@@ -147,8 +148,8 @@ def trained_otherwise(checkpoint: Checkpoint, task: NetworkTask) -> str:
         return ""
     epochs, config, stage = checkpoint.extra["epochs"], task.config, checkpoint.made_by.get("stage")
     if epochs > config.epochs:
-        return f"trained for {epochs} epochs, this run asks for {config.epochs}"
-    return "" if stage == config.identity() else f"trained with {stage}, this run has {config.identity()}"
+        return f"trained for {counted(epochs, 'epoch')}, this run asks for {config.epochs}"
+    return "" if stage == config.identity() else f"trained with {difference('stage', stage, config.identity())}"
 
 
 def trained_less(report: dict, config: TrainConfig) -> str:
@@ -156,9 +157,9 @@ def trained_less(report: dict, config: TrainConfig) -> str:
     if not report:
         return ""
     if report["epochs"] < config.epochs and not report["early"]:
-        return f"trained for {report['epochs']} epochs, this run asks for {config.epochs}"
+        return f"trained for {counted(report['epochs'], 'epoch')}, this run asks for {config.epochs}"
     stage = report.get("stage", config.identity())
-    return "" if stage == config.identity() else f"trained with {stage}, this run has {config.identity()}"
+    return "" if stage == config.identity() else f"trained with {difference('stage', stage, config.identity())}"
 
 
 def is_unfinished(checkpoint: Checkpoint, config: TrainConfig) -> bool:
@@ -185,7 +186,7 @@ def tell_found(task: NetworkTask, checkpoint: Checkpoint) -> None:
         return
     epochs = checkpoint.extra["epochs"]
     precision = checkpoint.made_by.get("precision", checkpoint.extra.get("precision"))
-    say(f"{task.name:<13} {task.path}: found, {epochs} epochs, {precision}")
+    say(f"{task.name:<13} {task.path}: found, {counted(epochs, 'epoch')}, {precision}")
     if task.extend and epochs > task.config.epochs:
-        warn(f"{task.path} was trained for {epochs} epochs, this run asks for {task.config.epochs}: it is used as it is; "
-             "remove it to train it anew")
+        warn(f"{task.path} was trained for {counted(epochs, 'epoch')}, this run asks for {task.config.epochs}: it is used as "
+             "it is; remove it to train it anew")

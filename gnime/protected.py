@@ -21,6 +21,7 @@ from .ops import accelerate, plain
 from .ownfiles import digest, is_own, load_own, own_name
 from .registry import EXPLAINERS, PAPER_EXPLAINERS
 from .store import weights_digest
+from .words import counted
 
 SERVED = ("injector", "cond-mean", "prototypes", "cond-prototypes")  # networks that are defences
 MARGIN = 0.1  # by which pixels may leave [0, 1], because metrics of explanations perturb images a little
@@ -253,7 +254,8 @@ def _check_target(target: int | Sequence[int] | Tensor, predicted: Tensor) -> No
     """predicted: (N,)."""
     asked = torch.as_tensor(target, device=predicted.device)
     if asked.shape not in ((), (1,), predicted.shape):
-        raise ValueError(f"target: shape {tuple(asked.shape)}; give one class, or one for each of {len(predicted)} images")
+        raise ValueError(f"target: shape {tuple(asked.shape)}; give one class, or one for each of "
+                         f"{counted(len(predicted), 'image')}")
     for i in (asked != predicted).nonzero().flatten()[:1].tolist():
         raise ValueError(f"target: image {i} is predicted as class {predicted[i]}, not {asked.expand_as(predicted)[i]}; a "
                          "defence protects explanations of the predicted class; leave target out")

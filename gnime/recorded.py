@@ -23,6 +23,7 @@ from .records import Folder, Predictions, digest
 from .sources import open_source
 from .store import artifact_lock, exists
 from .system import say
+from .words import counted
 
 NO_VICTIM, NO_LABELS = "a record has no victim", "the record has no labels"
 
@@ -174,7 +175,7 @@ class Recorded(Experiment):
         """Says the form of the predictions, and how often they are right where that is known. Returns warnings."""
         form = self._recorded.record["form"]
         shown = "" if self.published == form else f", published as {self.published}"
-        say(f"predictions   {form}, {len(self.data.classes)} classes{shown}")
+        say(f"predictions   {form}, {counted(len(self.data.classes), 'class', 'classes')}{shown}")
         if form == "nothing" or not self.data.labelled:
             return []
         half, by_chance = self.data.splits.attacker, checks.chance(self.data)

@@ -16,6 +16,7 @@ from .filenames import IMAGES, LABELS, PREDICTIONS, maps_file
 from .npy import Pictures
 from .pictures import resize
 from .store import open_artifact
+from .words import counted
 
 MAXIMUM_CLASSES = 100_000
 SUMS = 0.01  # by which the sum of rounded probabilities may differ from 1
@@ -66,8 +67,8 @@ class Folder:
         """Of 1 or 3 channels, uint8 or floating-point. See `check_images` for their values."""
         found = npy.pictures(self.path / IMAGES)
         if found.shape[0] not in (1, 3):
-            raise GnimeError(f"{found.path}: shape {found.array.shape}: {found.shape[0]} channels ({found.order}); images have "
-                             "1 or 3")
+            raise GnimeError(f"{found.path}: shape {found.array.shape}: {counted(found.shape[0], 'channel')} ({found.order}); "
+                             "images have 1 or 3")
         if found.array.dtype != np.uint8 and found.array.dtype.kind != "f":
             raise GnimeError(f"{found.path}: {found.array.dtype}; images are uint8, or floating-point numbers in [0, 1]")
         return found
@@ -162,7 +163,8 @@ class Folder:
     def _as_many(self, path: Path, array: np.ndarray) -> np.ndarray:
         count = len(array) if array.ndim else 0
         if count != len(self.images):
-            raise GnimeError(f"{path}: {count} rows, {IMAGES} has {len(self.images)}; row i of every file is of image i")
+            raise GnimeError(f"{path}: {counted(count, 'row')}, {IMAGES} has {len(self.images)}; row i of every file is of "
+                             "image i")
         return array
 
     def _whole_numbers(self, path: Path, array: np.ndarray) -> np.ndarray:
@@ -178,8 +180,8 @@ def count_classes(path: Path, numbers: np.ndarray) -> int:
     """How many classes whole numbers name, from 0 to the largest. Raises where these are more than the rows."""
     found = int(numbers.max(initial=-1)) + 1
     if found > len(numbers):
-        raise GnimeError(f"{path}: a class {found - 1} makes {found} classes, and there are {len(numbers)} rows; number the "
-                         "classes that occur from 0 on")
+        raise GnimeError(f"{path}: a class {found - 1} makes {counted(found, 'class', 'classes')}, and there are "
+                         f"only {counted(len(numbers), 'row')}; number the classes that occur from 0 on")
     return found
 
 

@@ -21,6 +21,7 @@ from .graphs import Step
 from .models.injector import Injector, two_player_step
 from .resuming import Resumable, StateFile
 from .system import Forecast, Interrupt, derive_seed, permutation
+from .words import counted
 
 
 def _share(rows: Tensor, device: Device) -> tuple[Tensor, float]:
@@ -77,7 +78,7 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     plain.setdefault("best_epoch", 0)
     left = config.epochs - plain["epoch"]
     forecast = Forecast(task.name, left * math.ceil(len(task.rows) / config.batch_size),
-                        f"for all {left} epochs, validation not counted")
+                        f"for {counted(left, 'epoch')}, validation not counted")
     with Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar:
         while plain["epoch"] < config.epochs and not _stale(plain, config):
             epoch = plain["epoch"]
@@ -196,7 +197,7 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
     plain, n = run.plain, len(task.rows)
     size = min(task.config.batch_size, n)
     left = task.config.epochs - plain["epoch"]
-    forecast = Forecast("injector", left * (n // size), f"for {left} epochs")
+    forecast = Forecast("injector", left * (n // size), f"for {counted(left, 'epoch')}")
     with Interrupt() as interrupt, _progress("injector", task.config, plain, device) as bar:
         while plain["epoch"] < task.config.epochs:
             epoch = plain["epoch"]

@@ -18,6 +18,7 @@ from .networks import TrainedModel
 from .ownfiles import call, digest
 from .store import digest_of
 from .system import derive_seed, say, warn
+from .words import counted
 
 SAME = 1e-3  # of the largest logit: answers that differ less are the same up to rounding
 
@@ -45,9 +46,9 @@ def load_victim(run: Run, device: Device, classes: Callable[[], list[str]]) -> T
             try_explainer(run, model, images)
     names = classes()
     if logits.shape[1] != len(names):
-        raise GnimeError(f"--victim {run.victim}: returns {logits.shape[1]} logits, target {run.target.name} has {len(names)} "
-                         f"classes ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''}); return the logits of these "
-                         "alone, in this order")
+        known = f"{counted(len(names), 'class', 'classes')} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+        raise GnimeError(f"--victim {run.victim}: returns {counted(logits.shape[1], 'logit')}, target {run.target.name} has "
+                         f"{known}; return the logits of these alone, in this order")
     say(f"victim        {run.victim}: {sum(p.numel() for p in model.parameters()):,} parameters, not trained")
     return TrainedModel(model, digest_of(["own victim", run.victim.rpartition(":")[2], digest(run.victim), _state(model)]),
                         {"own": run.victim}, {})

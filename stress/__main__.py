@@ -28,6 +28,7 @@ from gnime.errors import GnimeError
 from gnime.report import figures  # noqa: F401  imported here, so that no attempt has to
 from gnime.sources import decode
 from gnime.system import provenance
+from gnime.words import counted
 
 from . import malice
 from .child import attempt, mutate, write_over
@@ -226,7 +227,7 @@ def document(results: dict) -> str:
     ]
     hardware = results["hardware"]
     return "\n".join(["| what | outcome |", "|---|---|", *rows, "",
-                      f"Measured on {results['date']}, {hardware['cpu']}, {hardware['cores']} cores, Python "
+                      f"Measured on {results['date']}, {hardware['cpu']}, {counted(hardware['cores'], 'core')}, Python "
                       f"{results['versions']['python']}, torch {results['versions']['torch']}, in {results['seconds']:.0f} s; "
                       f"seed {results['seed']}{', short form (QUICK=1)' if results['quick'] else ''}.", ""])
 
@@ -247,7 +248,7 @@ def run() -> int:
         results = {"kills": kills(folder, rng), "damage": damage(folder, rng), "swaps": swaps(folder),
                    "strangers": strangers(folder), "pictures": bad_pictures(folder)}
     results |= {"date": date.today().isoformat(), "seed": seed, "quick": QUICK, "seconds": time.monotonic() - began,
-                **provenance("CPU, 1 threads")}
+                **provenance("CPU, 1 thread")}
     (Path(__file__).parent / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     print("\n" + document(results))
     if not QUICK:

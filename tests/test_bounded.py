@@ -75,7 +75,7 @@ def test_a_defence_of_something_else_is_refused(scripts, root_copy):
     assert scripts("eval", root_copy, "--settings", "prototypes-3", "cond-mean")[0] == 0
     shutil.copy(files(root_copy, "prototypes-3"), files(root_copy, "prototypes-2"))
     code, line = scripts.fails("eval", root_copy, "--settings", "prototypes-2")
-    assert code == 1 and "prototypes-2.pt: made with definition" in line
+    assert code == 1 and "prototypes-2.pt: made with definition parameters clusters 3, this run" in line
     shutil.copy(files(root_copy, "injector"), files(root_copy, "prototypes-5"))
     code, line = scripts.fails("eval", root_copy, "--settings", "prototypes-5")
     assert code == 1 and "prototypes-5.pt: made with kind injector, this run has defence" in line

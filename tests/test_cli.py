@@ -330,7 +330,7 @@ def test_ctrl_c_in_a_script(scripts, tmp_path, monkeypatch):
     assert code == 130 and "stopped after epoch 1; the same command goes on" in lines[-1]
     assert (tmp_path / "models/victim/digits.state.pt").exists() and not (tmp_path / "models/victim/digits.pt").exists()
     code, line = scripts.fails("prepare", tmp_path)
-    assert code == 1 and "digits.state.pt: made with stage [30," in line, "it was started with other flags"
+    assert code == 1 and "digits.state.pt: made with batch 30, this run has batch " in line, "it was started with other flags"
     code, out, _ = scripts("prepare", tmp_path, "--batch-size", "30")
     assert code == 0 and "goes on from epoch 1" in out
     assert load_checkpoint(tmp_path / "models/victim/digits.pt").extra["stage"][0] == 30

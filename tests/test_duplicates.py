@@ -77,7 +77,7 @@ def test_duplicates_are_left_out_where_it_is_asked_for(doubled, capsys):
     with pytest.raises(GnimeError, match="made with --drop-duplicates exact"):
         load_images(*run_for(doubled, *FLAGS))
     run, paths = run_for(doubled, *FLAGS, "--drop-duplicates", "near")
-    with pytest.raises(GnimeError, match="drop_duplicates exact, this run has near"):
+    with pytest.raises(GnimeError, match="--drop-duplicates exact, this run has near"):
         load_images(run, paths)
     assert load_images(run_for(doubled, *FLAGS, script="train")[0], Paths(run)).digest == made.digest
 

@@ -12,6 +12,7 @@ from root_files import SPLITS, Files, results
 from gnime import experiment, pipeline, resuming, training
 from gnime.checkpoints import load_checkpoint
 from gnime.cli import resolve
+from gnime.config import target
 
 # --- stopped and continued -------------------------------------------------------------------------------------------
 
@@ -104,7 +105,8 @@ def test_a_shared_predmi_is_trained_anew_for_other_epochs_or_batches(scripts, sm
     assert "2 epochs, best validation MSE, before clipping, 0." in out
     assert results(root_copy)["settings"]["predmi"]["mse"] == results(small_root)["settings"]["predmi"]["mse"]
     code, out, _ = scripts("eval", root_copy, "--settings", "predmi", "--batch-size", 5)
-    assert code == 0 and "it is trained anew" in out and results(root_copy)["networks"]["predmi"]["stage"][0] == 5
+    again = f"trained with batch {target('digits').inverter.batch_size}, this run has batch 5; it is trained anew"
+    assert code == 0 and again in out and results(root_copy)["networks"]["predmi"]["stage"][0] == 5
 
 
 @pytest.mark.usefixtures("no_pictures")

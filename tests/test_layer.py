@@ -17,6 +17,7 @@ from gnime import Protected, export, pipeline
 from gnime.checkpoints import require
 from gnime.cli import resolve
 from gnime.errors import GnimeError, UsageError
+from gnime.explainers.feature_map import WrongLayer
 from gnime.explainers.gradcam import gradcam
 from gnime.explainers.stack import minmax
 from gnime.explanations import ExplanationTask, try_explainer
@@ -63,7 +64,7 @@ def test_a_record_of_another_layer_is_refused():
     tasks = [ExplanationTask(replace(run, layer=layer), data, None, "v") for layer in ("", "conv0", "conv1")]
     assert "layer" not in tasks[0].identity()
     for one, other in itertools.permutations(tasks, 2):
-        with pytest.raises(GnimeError, match="made with layer .* give the same --layer"):
+        with pytest.raises(GnimeError, match="made with (no )?layer.* give the same --layer"):
             require(Path("maps.hkl"), one.identity(), other.identity())
 
 
@@ -158,3 +159,16 @@ def test_what_a_transformer_is_refused_is_said_whole():
     with pytest.raises(UsageError, match=r"^--layer encoder: its output is \(1, 5, 8\), .* in order, are conv_proj$"):
         try_explainer(replace(run, layer="encoder"), model, images)
     try_explainer(replace(run, layer="conv_proj"), model, images)
+
+
+def test_a_long_list_of_layers_says_that_it_was_cut():
+    """Both errors list the last 20 of 25 layers, those nearest the output."""
+    model = torch.nn.Sequential(*(torch.nn.Conv2d(1, 1, 1) for _ in range(25)), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    images = torch.rand(2, 1, 2, 2)
+    for layer, starts in (("nowhere", "no module of that name is called; "), ("25", "its output is (1, 4), ")):
+        with pytest.raises(WrongLayer) as refused:
+            gradcam(model, images, layer=layer)
+        assert str(refused.value).startswith(f"--layer {layer}: {starts}")
+        assert str(refused.value).endswith(f" {', '.join(map(str, range(5, 25)))} (5 before them are left out)")
+    with pytest.raises(WrongLayer, match="no module has a feature map; use --xai grad$"):
+        gradcam(model[25:], images, layer="0")

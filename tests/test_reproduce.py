@@ -248,13 +248,15 @@ def of_the_cell(**changes):
         "configuration": reproduce.cell_run("eval", options, ("digits", "lrp", 0)).describe() | changes}
 
 
-@pytest.mark.parametrize("changes", [{"width": 128}, {"limit": None}, {"weight": 2.0}, {"image": [1, 32, 32]}, {"stages": {}},
-                                     {"attackers": ["predmi"]}, {"target": "mnist"}, {"xai": "grad"}, {"seed": 1},
-                                     {"drop_duplicates": "near"}])
-def test_a_result_of_another_configuration_is_not_taken_for_this_one(runner, changes):
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"width": 128}, "width 128"), ({"limit": None}, "no --limit"), ({"weight": 2.0}, "weight 2.0"),
+    ({"image": [1, 32, 32]}, "image (1, 32, 32)"), ({"stages": {}}, "no classifier, no injector, no inverter"),
+    ({"attackers": ["predmi"]}, "attackers predmi"), ({"target": "mnist"}, "target mnist"), ({"xai": "grad"}, "xai grad"),
+    ({"seed": 1}, "seed 1"), ({"drop_duplicates": "near"}, "--drop-duplicates near")])
+def test_a_result_of_another_configuration_is_not_taken_for_this_one(runner, changes, told):
     write(runner, "reduced", of_the_cell(**changes))
     code, line = runner.fails(*CELL, "--settings", "expmi")
-    assert code == 1 and f"digits_lrp_seed0.json: measured with {next(iter(changes))}" in line and "--results" in line
+    assert code == 1 and f"digits_lrp_seed0.json: measured with {told}, this run has " in line and "--results" in line
     assert not runner.root.exists()
 
 
@@ -266,10 +268,12 @@ def test_a_result_without_networks_of_the_run_is_its_own():
     result["configuration"]["stages"] = stages | {"classifier": None, "injector": None}
     assert reproduce.difference(result | {"precision": "fp32"}, options, cell, {}) == ""
     result["configuration"]["stages"] = stages | {"inverter": stages["inverter"] | {"lr": 1.0}}
-    assert reproduce.difference(result, options, cell, {}).startswith("measured with stages")
+    assert reproduce.difference(result, options, cell, {}).startswith("measured with inverter learning rate 1.0, this run has "
+                                                                    "inverter learning rate 0.001; move it away")
     result["configuration"]["stages"] = stages
     near = reproduce.parser().parse_args([*CELL, "--drop-duplicates", "near"])
-    assert reproduce.difference(result, near, cell, {}).startswith("measured with drop_duplicates null, this run has")
+    assert reproduce.difference(result, near, cell, {}).startswith(
+        "measured with no --drop-duplicates, this run has near; move it away")
 
 
 @pytest.mark.parametrize(("epochs", "same"), [(12, True), (20, True), (11, False)])
@@ -309,7 +313,7 @@ def test_another_record_is_not_taken_for_this_one(runner):
     code, out, _ = runner(*asked)
     assert code == 0 and f"{path}: found" in out
     code, line = runner.fails(*other)
-    assert code == 1 and 'measured with target "a", this run has "a_b"' in line
+    assert code == 1 and 'measured with target a, this run has a_b' in line
     for file, told in (("predictions", "predictions.npy"), ("explanations_b_c", "explanations_b_c.npy"), ("images", "images")):
         whole = Path(f"datasets/a/{file}.npy").read_bytes()
         np.save(f"datasets/a/{file}.npy", np.load(f"datasets/a/{file}.npy")[::-1])

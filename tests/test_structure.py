@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "npy", "ownfiles", "regular", "threads", "products", "_commit"},
+    {"errors", "words", "npy", "ownfiles", "regular", "threads", "products", "_commit"},
     {"config", "filenames", "registry", "entries", "streams", "ownentries", "flagtypes", "flags", "paths", "targets"},
     {"system"}, {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"},
     {"models", "explainers", "metrics"}, {"ops"},
@@ -29,7 +29,7 @@ PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics
 OTHERS = {"metrics": {"pytorch_msssim"}, "ops": {"triton"}}  # libraries besides torch
 # the command line answers at once
 LIGHT = {"cells", "cli", "config", "entries", "errors", "filenames", "flags", "flagtypes", "ownentries", "ownfiles", "registry",
-         "streams", "targets", "threads", "__init__"}
+         "streams", "targets", "threads", "words", "__init__"}
 
 
 def dotted(path):

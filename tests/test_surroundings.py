@@ -330,7 +330,7 @@ def test_lr_is_part_of_what_decides_a_network(scripts, root_copy):
     assert [run.train_config(kind).lr for kind in ("injector", "expmi", "classifier")] == [0.01, 0.001, 0.001]
     assert "--lr 0.01" in run.command("train") and "--lr" not in run.command("eval") and ", lr 0.01," in run.summary()
     code, line = scripts.fails("train", root_copy, "--lr", "0.01")
-    assert code == 1 and "injector.pt: made with stage" in line and "give the same --batch-size and --lr" in line
+    assert code == 1 and "injector.pt: made with learning rate " in line and "give the same --batch-size and --lr" in line
     for wrong in ("0", "-1", "nan", "2", "x"):
         assert scripts.fails("train", root_copy, f"--lr={wrong}")[0] == 2
 

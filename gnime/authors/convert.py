@@ -14,6 +14,7 @@ from ..models.injector import Injector
 from ..networks import NetworkTask, TrainedModel, build, kept_when_converted
 from ..store import inside
 from ..system import say
+from ..words import counted
 from .bundle import Bundle, Entry
 
 ORDER = ("conv", "fc", "dense", "encoder", "code", "bottleneck", "decoder")  # of the layers, in the release's networks
@@ -82,8 +83,8 @@ def read_network(bundle: Bundle, network: nn.Module, part: str = "") -> dict[str
     found, ours = bundle.layers(part), _layers(network)
     tensors = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
     if len(found) != len(ours):
-        raise GnimeError(f"{_place(bundle)}: does not fit: it has {len(found)} layers with weights, this run's network "
-                         f"{len(ours)}; {_remedy(found, ours)}")
+        raise GnimeError(f"{_place(bundle)}: does not fit: it has {counted(len(found), 'layer')} with weights, this run's "
+                         f"network {len(ours)}; {_remedy(found, ours)}")
     for (name, layer), (kernel, bias) in zip(ours, found, strict=True):  # all shapes, before memory is taken for numbers
         wanted = tuple(layer.weight.shape[i] for i in ((2, 3, 1, 0) if layer.weight.ndim == 4 else (1, 0)))
         if kernel.shape != wanted or bias.shape != tuple(layer.bias.shape):

@@ -109,14 +109,12 @@ def at_layer(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tens
                                  for name, module in model.named_modules() if name})
     maps = [name for name, found in calls.items() if _is_map(found[-1])]
     if layer not in calls:
-        left_out = f" and {len(maps) - KEPT} before them" if len(maps) > KEPT else ""
-        raise WrongLayer(f"--layer {layer}: no module of that name is called; those that return feature maps, in order, are "
-                         f"{', '.join(maps[-KEPT:])}{left_out}")
+        raise WrongLayer(f"--layer {layer}: no module of that name is called; {_listed(maps)}")
     if layer not in maps:
         out = calls[layer][-1]
         what = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         raise WrongLayer(f"--layer {layer}: its output is {what}, Grad-CAM needs a feature map (N, K, h, w) of more than one "
-                         f"pixel; modules with one, in order, are {', '.join(maps[-KEPT:]) or 'not there; use --xai grad'}")
+                         f"pixel; {_listed(maps)}")
     leaves: list[Tensor] = []
 
     def replace(_: object, out: Tensor) -> Tensor | None:
@@ -126,6 +124,14 @@ def at_layer(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tens
     with torch.enable_grad():
         logits = _run(model, images, {layer: replace})
     return logits, leaves[-1]
+
+
+def _listed(maps: list[str]) -> str:
+    """The modules that return feature maps, of many the last ones: they are nearest the output."""
+    if not maps:
+        return "no module has a feature map; use --xai grad"
+    left_out = f" ({len(maps) - KEPT} before them are left out)" if len(maps) > KEPT else ""
+    return f"modules with a feature map, in order, are {', '.join(maps[-KEPT:])}{left_out}"
 
 
 def _is_map(out: object) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import PUBLISHED
 from ..registry import ATTACKERS, EXPLAINERS, METRICS, RESIDUAL, ROWS, find_row
 from ..store import write_text
+from ..words import counted
 from . import charts
 from .examples import Example
 from .points import Point, attacker_title, bits, knows, percent, percents, points
@@ -185,12 +186,12 @@ def configuration(content: dict) -> list[tuple[str, str]]:
     """What decides the numbers, beside the commands."""
     n, hardware = content["n"], content["hardware"]
     trained = [(f"training of the {kind}",
-                f"at most {stage['epochs']} epochs, batch {stage['batch_size']}, learning rate {stage['lr']:g}")
+                f"at most {counted(stage['epochs'], 'epoch')}, batch {stage['batch_size']}, learning rate {stage['lr']:g}")
                for kind, stage in content["configuration"]["stages"].items() if stage]
     return [("images", f"{n['images']}; half are the defender's; attackers train on {n['train']}; {n['test']} are tested"),
             ("seed", str(content["seed"])), *trained,
             ("width", str(content["configuration"]["width"])), ("precision", content["precision"]),
             ("departures", " ".join(content["configuration"]["official"]) or "none: the paper's text, see README"),
-            ("hardware", f"{hardware['device']}; {hardware['cpu']}, {hardware['cores']} cores"),
+            ("hardware", f"{hardware['device']}; {hardware['cpu']}, {counted(hardware['cores'], 'core')}"),
             ("versions", ", ".join(f"{name} {version}" for name, version in content["versions"].items())),
             ("commit", content["commit"] or "unknown"), ("duration of eval.py", content["duration"])]
