@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import GnimeError, printable
+from .filenames import IMAGES, LABELS
 from .pictures import suffixes
 
 # names of parts of a data set, in which the class folders lie
@@ -55,14 +56,16 @@ def in_order(names: set[str]) -> list[str]:
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
 
-def list_pictures(folder: Path) -> Listing:
+def list_pictures(folder: Path, target: str = "") -> Listing:
     """The pictures `<folder>/<class>/<picture>`. Parts as `<folder>/train/<class>/` and `<folder>/val/<class>/` are joined.
+
+    target: its name, for messages, where it is not the folder's.
 
     Raises:
         GnimeError: the folder is missing or cannot be read, a class has no pictures, or there are fewer than two classes.
     """
     if not folder.is_dir():
-        raise GnimeError(f"{folder}: no such folder; put the images there as <class>/<image>, or name another --datasets")
+        raise GnimeError(_missing(folder, target or folder.name))
     listing = Listing(folder)
     try:
         for part in _parts(folder):
@@ -76,6 +79,18 @@ def list_pictures(folder: Path) -> Listing:
         raise GnimeError(f"{printable(error.filename or folder, 1000)}: cannot be read ({error.strerror})") from None
     _check_classes(listing)
     return listing
+
+
+def _missing(folder: Path, target: str) -> str:
+    """What a user can do about a target's folder that is not there, beside those that are."""
+    datasets, there = folder.parent, "does not exist either"
+    if datasets.is_dir():
+        names = [_shown(entry.name) for entry in _entries(datasets)[1]]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        there = f"has the folders {', '.join(names[:SHOWN])}{more}" if names else "has no folders"
+    return (f"--target {target}: the folder {folder} does not exist, and --datasets {datasets} {there}; put the pictures there "
+            f"as {folder}/<class>/<picture>, or {IMAGES} and {LABELS}, or give --datasets the folder that contains "
+            f"{folder.name}")
 
 
 def _parts(folder: Path) -> list[Path]:

@@ -15,6 +15,8 @@ from .system import say
 MNIST_NAMES = tuple(f"{part}-{kind}" for part in ("train", "t10k") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
 MNIST_FOLDERS = ("MNIST/raw", "MNIST", "mnist/raw", "mnist", ".")  # in --datasets
 CIFAR10_FOLDER, CIFAR10_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+CIFAR10_ELSEWHERE = (".", *(f"{name}{inside}" for name in ("cifar10", "cifar-10", "CIFAR10", "CIFAR-10")
+                            for inside in ("", f"/{CIFAR10_FOLDER}")))  # in --datasets, where people put them
 MOST = 1 << 30  # bytes of an array in MNIST's format
 
 
@@ -146,7 +148,7 @@ def _download(path: Path, urls: list[str], md5: str, files: str) -> None:
     except OSError as error:
         reason = error.strerror
     raise GnimeError(f"{path}: missing, and cannot be downloaded ({reason}); try again, or put the original files into "
-                     f"{path.parent} ({files}), or name their folder with --datasets")
+                     f"{path.parent} ({files}), or give --datasets the folder that has them so")
 
 
 def read_cifar10(datasets: Path) -> list:
@@ -168,6 +170,20 @@ def read_cifar10(datasets: Path) -> list:
         raise GnimeError(f"{folder}: CIFAR-10 is damaged or incomplete there (data_batch_1 to data_batch_5, test_batch and "
                          f"batches.meta have fixed checksums); move the folder away and run the command again, or put "
                          f"the original files there") from None
+
+
+def check_place_of_cifar10(datasets: Path) -> None:
+    """Raises GnimeError where CIFAR-10's files are not in their folder, and are in another one in --datasets."""
+    wanted = datasets / CIFAR10_FOLDER
+    if wanted.exists() or (datasets / CIFAR10_ARCHIVE).exists():
+        return
+    for found in (datasets / name for name in CIFAR10_ELSEWHERE):
+        one = next((name for name in (CIFAR10_ARCHIVE, "data_batch_1") if (found / name).exists()), None)
+        if one:
+            whole = one == CIFAR10_ARCHIVE or found.name == CIFAR10_FOLDER
+            parent = found if one == CIFAR10_ARCHIVE else found.parent
+            remedy = f"give --datasets {parent}" if whole else f"put data_batch_1 and the files beside it into {wanted}"
+            raise GnimeError(f"--target cifar10: CIFAR-10 is expected in {wanted}, and {one} is in {found}; {remedy}")
 
 
 def _unpack_cifar10(datasets: Path) -> None:

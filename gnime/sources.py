@@ -57,6 +57,8 @@ def open_source(run: Run) -> Source:
         return _mnist(run)
     if target.source in ("arrays", "record"):
         return _arrays(run)
+    if target.source == "cifar10":
+        originals.check_place_of_cifar10(run.datasets)
     return _cifar10(run) if target.source == "cifar10" and not _as_folders(run) else _pictures(run)
 
 
@@ -144,7 +146,7 @@ def _arrays(run: Run) -> Source:
 
 
 def _pictures(run: Run) -> Source:
-    listing = list_pictures(run.datasets / run.target.folder)
+    listing = list_pictures(run.datasets / run.target.folder, run.target.name)
     if passed_over := listing.describe_passed_over():
         warn(passed_over)
     number = {name: i for i, name in enumerate(listing.classes)}

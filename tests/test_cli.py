@@ -146,7 +146,7 @@ def test_a_root_that_cannot_be_written(scripts, tmp_path, script, at):
 
 
 @pytest.mark.parametrize(("script", "flags", "message"), [
-    ("prepare", ["--target", "nowhere", "--width", "128"], "nowhere: no such folder"),
+    ("prepare", ["--target", "nowhere", "--width", "128"], "--target nowhere: the folder "),
     ("prepare", ["--limit", "1"], "--limit 1"),
     ("train", [], "no such folder; make it with: python prepare.py"), ("eval", [], "make it with: python prepare.py")])
 def test_a_run_that_cannot_begin_makes_nothing(scripts, tmp_path, script, flags, message):

@@ -206,6 +206,50 @@ def test_an_interrupted_download_is_tried_again(tmp_path, mnist, monkeypatch):
     assert len(asked) == 6, "two files, two attempts at the third, then what was missing"
 
 
+@pytest.mark.parametrize(("place", "remedy"), [
+    ("cifar10/cifar-10-batches-py/data_batch_1", "give --datasets {}/cifar10"),
+    ("CIFAR-10/cifar-10-python.tar.gz", "give --datasets {}/CIFAR-10"),
+    ("cifar10/data_batch_1", "put data_batch_1 and the files beside it into {}/cifar-10-batches-py"),
+    ("data_batch_1", "put data_batch_1 and the files beside it into {}/cifar-10-batches-py")])
+def test_cifar10_in_another_folder_is_found(tmp_path, place, remedy):
+    file = tmp_path / place
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    with pytest.raises(GnimeError) as refused:
+        open_source(resolve("prepare", ["--target", "cifar10", "--datasets", str(tmp_path)]))
+    assert str(refused.value) == (f"--target cifar10: CIFAR-10 is expected in {tmp_path}/cifar-10-batches-py, and {file.name} "
+                                  f"is in {file.parent}; {remedy.format(tmp_path)}")
+
+
+def test_a_missing_folder_is_named_with_the_layout_and_what_is_there(tmp_path):
+    def said(datasets):
+        with pytest.raises(GnimeError) as refused:
+            open_source(resolve("prepare", ["--target", "faces", "--datasets", str(datasets)]))
+        return str(refused.value)
+
+    starts = "--target faces: the folder {0}/faces does not exist, and --datasets {0} "
+    ends = ("; put the pictures there as {0}/faces/<class>/<picture>, or images.npy and labels.npy, or give --datasets the "
+            "folder that contains faces")
+    assert said(tmp_path / "none") == (starts + "does not exist either" + ends).format(tmp_path / "none")
+    assert said(tmp_path) == (starts + "has no folders" + ends).format(tmp_path)
+    for name in "bdface":
+        (tmp_path / name).mkdir()
+    assert said(tmp_path) == (starts + "has the folders a, b, c, d, e and 1 more" + ends).format(tmp_path)
+
+
+def test_the_folder_of_celeba_has_another_name_than_the_target(tmp_path):
+    with pytest.raises(GnimeError, match=r"^--target celeba: the folder .*/celeba_cropped_1000 does not exist"):
+        open_source(resolve("prepare", ["--target", "celeba", "--datasets", str(tmp_path)]))
+
+
+def test_one_file_that_is_passed_over_is_singular(tmp_path):
+    pictures(tmp_path, a=(2, ".png"), b=(2, ".png"))
+    (tmp_path / "a/notes.txt").touch()
+    Image.new("L", (4, 4)).save(tmp_path / "loose.png")
+    told = list_pictures(tmp_path).describe_passed_over()
+    assert "1 picture beside the class folders" in told and "1 .txt file in class folders" in told
+
+
 @pytest.mark.usefixtures("no_network")
 def test_cifar10_without_a_network(tmp_path):
     with pytest.raises(GnimeError, match=r"cifar-10-python.tar.gz: missing, and cannot be downloaded"):
