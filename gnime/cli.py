@@ -26,7 +26,7 @@ from .flagtypes import at_least
 from .ownentries import register
 from .ownfiles import is_own, own_name
 from .registry import ATTACKERS, DEFAULT_ROWS, DEFENCES, EXPLAINERS, ROWS, takes_layer
-from .streams import open_standard_streams, tell
+from .streams import one_command, open_standard_streams, tell
 from .targets import IN_AUX, find_target
 from .threads import configure_threads
 
@@ -163,7 +163,8 @@ def guarded(name: str, work: Callable[[], int | None]) -> int:
     """
     configure_threads()
     try:
-        return work() or 0
+        with one_command():
+            return work() or 0
     except GnimeError as error:
         code, line = error.exit_code, str(error)
     except KeyboardInterrupt:

@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from signal import SIGINT
 
 from .errors import GnimeError, Stopped, UsageError, fixable
-from .system import Interrupt, stop_after, time_left
+from .system import Interrupt, relay_warnings, stop_after, time_left, warn
 
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
 DRIVERS = "/dev/nvidiactl", "/dev/dxg"  # where there is a CUDA device; what its driver holds does not survive a fork
@@ -55,8 +56,12 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
                 for pipe, process in running.items():
                     _interrupt_once(pipe, process)
             for pipe in wait(list(running), timeout=0.2):
-                found = _fault(pipe, running.pop(pipe))
-                fault = fault or found
+                kind, text = _received(pipe)
+                if kind == "warning":
+                    warn(text)
+                else:
+                    found = _fault(kind, text, running.pop(pipe))
+                    fault = fault or found
     if fault:
         raise fault
     if interrupt.asked:
@@ -108,12 +113,16 @@ def _interrupt_once(pipe: Connection, process: multiprocessing.Process) -> None:
             os.kill(process.pid, SIGINT)
 
 
-def _fault(pipe: Connection, process: multiprocessing.Process) -> GnimeError | None:
-    """The fault of a process that has ended. One that was stopped has none of its own."""
+def _received(pipe: Connection) -> tuple[str, str]:
+    """What a process sends: a warning, or how it ended."""
     try:
-        kind, text = pipe.recv()
+        return pipe.recv()
     except (EOFError, OSError):
-        kind, text = "died", ""
+        return "died", ""
+
+
+def _fault(kind: str, text: str, process: multiprocessing.Process) -> GnimeError | None:
+    """The fault of a process that has ended so. One that was stopped has none of its own."""
     process.join()  # before that its exit code is not known
     if kind == "died":
         how = "was killed, perhaps for want of memory" if process.exitcode == -9 else f"ended with code {process.exitcode}"
@@ -127,6 +136,7 @@ def _child(pipe: Connection, work: Work, seconds: float) -> None:
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     stop_after(seconds)
     Interrupt.announces = False  # the parent does
+    relay_warnings(partial(_pass_on, pipe))
     try:
         signal.signal(SIGINT, signal.default_int_handler)
         if not pipe.poll():
@@ -144,6 +154,11 @@ def _child(pipe: Connection, work: Work, seconds: float) -> None:
         answer = "failed", line
     with contextlib.suppress(OSError):  # the parent is gone
         pipe.send(answer)
+
+
+def _pass_on(pipe: Connection, warning: str) -> None:
+    with contextlib.suppress(OSError):  # the parent is gone
+        pipe.send(("warning", warning))
 
 
 def _end_with_parent(parent: int) -> None:

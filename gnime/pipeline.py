@@ -210,7 +210,8 @@ def _results(experiment: Experiment, rows: list[Row], began: float, told: list[s
         result.numbers = scale(result.numbers, maps)
     chosen = examples.choose(experiment, results)
     say("", "the paper's attacker:", files.paper_table(results), "", "the best of all attackers:",
-        files.verdict_table(results), "", *files.beside_table(results), "the maps, beside clean and random ones:",
+        files.verdict_table(results), *files.of_every_row(results), "", *files.beside_table(results),
+        "the maps, beside clean and random ones:",
         files.usefulness_table(results, maps), "", *files.skipped(results),
         *files.bounds(results, experiment.published), *files.single_answers(results),
         *files.not_measured(experiment.lacking), "")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 from .errors import printable
@@ -22,6 +23,29 @@ def open_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):  # names may have letters that the terminal's encoding does not have
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+_warned: set[str] | None = None  # by the command that runs; global, like the streams
+
+
+@contextlib.contextmanager
+def one_command() -> Iterator[None]:
+    """What is done in it is one command, which gives each warning once, whichever of its steps find it."""
+    global _warned
+    before, _warned = _warned, set()
+    try:
+        yield
+    finally:
+        _warned = before
+
+
+def is_new(warning: str) -> bool:
+    """Whether the command did not give this warning before. Outside of a command each is new."""
+    if _warned is None:
+        return True
+    new = warning not in _warned
+    _warned.add(warning)
+    return new
 
 
 def tell(text: str, stream: TextIO | None) -> None:

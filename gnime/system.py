@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from ._commit import COMMIT
 from .errors import UsageError
-from .streams import tell
+from .streams import is_new, tell
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
@@ -85,9 +86,20 @@ def say(*lines: str) -> None:
 
 
 def warn(line: str) -> None:
-    """Prints a warning to standard error. In a distributed run only the first process prints."""
-    if _speaks():
+    """Prints a warning to standard error, once a command. In a distributed run only the first process prints."""
+    if _relay:
+        _relay(line)
+    elif _speaks() and is_new(line):
         tell(f"warning: {line}", sys.stderr)
+
+
+_relay: Callable[[str], None] | None = None  # of a process whose parent gives its warnings
+
+
+def relay_warnings(to: Callable[[str], None]) -> None:
+    """Makes this process pass its warnings on in place of printing them."""
+    global _relay
+    _relay = to
 
 
 def seconds_since(began: float) -> str:

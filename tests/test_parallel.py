@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Scripts
-from works import could_use_cuda, fail, note, until_interrupted
+from works import could_use_cuda, fail, note, until_interrupted, warn_of
 
 from gnime import pipeline, system
 from gnime.cli import resolve
 from gnime.errors import GnimeError, Stopped, UsageError
 from gnime.parallel import run_side_by_side
+from gnime.streams import one_command
+from gnime.system import warn
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -43,6 +45,19 @@ def test_the_first_fault_is_raised_and_the_others_save(tmp_path):
 
 def test_what_a_process_is_forked_from_has_asked_for_no_device():
     run_side_by_side([could_use_cuda], jobs=1)
+
+
+def test_a_warning_of_several_processes_is_given_once_a_command(capsys):
+    works = [partial(warn_of, "small", "dim"), partial(warn_of, "dim", "small")]
+    for _ in range(2):
+        with one_command():
+            warn("small")
+            run_side_by_side(works, jobs=2)
+            warn("dim")
+        assert sorted(capsys.readouterr().err.splitlines()) == ["warning: dim", "warning: small"]
+    warn("small")
+    warn("small")
+    assert capsys.readouterr().err.splitlines() == ["warning: small"] * 2, "outside of a command nothing is left out"
 
 
 def test_a_process_that_dies_is_a_fault(tmp_path):

@@ -357,6 +357,11 @@ def test_the_frontier_has_a_point_per_row_and_a_curve_per_defence(monkeypatch):
     assert "n = 180 test images" in words and "negative -1.00" in words
     assert {text.get_text() for text in axis.texts if text.get_text()} == {"expmi", "rnd", "gnime", "gnime@30", "gnime@100",
                                                                          "cond-mean"}
+    assert "dotted" not in words, "no row has an arrow"
+    found["settings"]["rnd"]["beside"] = {"white-box": {"mse": 0.1, "residual_leakage": 0.7,
+                                                        "residual_leakage_interval": [0.6, 0.8]}}
+    figure = drawn(monkeypatch, charts.frontier, found, judge(found))
+    assert "dotted arrow: ends at the residual leakage to white-box, which knows" in figure.texts[-1].get_text()
 
 
 def test_the_comparison_shows_images_maps_and_errors(monkeypatch):

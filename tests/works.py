@@ -11,13 +11,18 @@ import torch
 from gnime.cli import main
 from gnime.errors import GnimeError, Stopped
 from gnime.store import artifact_lock
-from gnime.system import Interrupt
+from gnime.system import Interrupt, warn
 
 
 def note(folder, name, seconds=0.0):
     (folder / f"{name}.begun").write_text(str(time.monotonic()))
     time.sleep(seconds)
     (folder / f"{name}.ended").write_text(str(time.monotonic()))
+
+
+def warn_of(*lines):
+    for line in lines:
+        warn(line)
 
 
 def fail(error):

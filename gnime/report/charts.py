@@ -82,6 +82,9 @@ def draw_frontier(path: Path, rows: list[Point], caption: Caption, narrow: bool 
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.3, alpha=0.6)
     notes = [f"better: up and left. filled: not dominated; hollow: {caption.why}; x: control"]
+    stronger = dict.fromkeys(row.beside[0] for row in rows if row.beside)
+    notes += [f"dotted arrow: ends at the residual leakage to {' or '.join(stronger)}, which knows more than the data"
+              ] if stronger else []
     notes += [f"below the picture: {', '.join(f'{row.name} {row.kept:.2f}' for row in below)}"] if below else []
     figure.suptitle(caption.headline, fontsize=size, wrap=True)
     figure.text(0.01, -0.01, "\n".join(notes), fontsize=size - 1.5, va="top", wrap=True)

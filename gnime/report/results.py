@@ -57,6 +57,12 @@ def verdict_table(results: dict[str, Result]) -> str:
                      "most exposed 5 %", "cost"], lines)
 
 
+def of_every_row(results: dict[str, Result]) -> list[str]:
+    """What the names of the paper's attackers mean, below a table that names them."""
+    return ["expmi is the paper's attacker, trained anew for each row on the maps that the row publishes; predmi sees the "
+            "prediction alone"] if results.keys() - {"predmi"} else []
+
+
 def beside_table(results: dict[str, Result]) -> list[str]:
     """What attackers recover that know more than the data, and what the best of the others does of the same images."""
     lines = []
