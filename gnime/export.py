@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from .cli import guarded, own_files
-from .config import TARGETS, Run, target
+from .config import OFFICIAL, TARGETS, Run, target
 from .errors import GnimeError, UsageError
 from .flags import Formatter, Parser, add_layer, add_published
 from .flagtypes import maps_name, own_file, row_name, target_name
@@ -18,6 +18,9 @@ from .registry import EXPLAINERS, RESIDUAL, Row, find_row, injector_entry, takes
 
 PROGRAM = "python -m gnime.export"
 FORMATS = (".onnx", ".pt2")
+# flags of the scripts that files of a root tell, and those that they do not
+TOLD = {"seed": "--seed", "limit": "--limit", "size": "--image-size", "width": "--width", "official": "--official"}
+NOT_TOLD = ("--datasets", "--epochs", "--batch-size", "--lr", "--precision", "--attackers")
 
 
 def parser() -> Parser:
@@ -62,7 +65,7 @@ def export(run: Run, row: Row, out: Path) -> list[str]:
     path = paths.injector(row.weight(run.target.inversion_weight)) if "injector" in row.needs else paths.defence(row.name)
     if not path.exists():
         script = "train" if "injector" in row.needs else "eval"
-        raise GnimeError(f"{path} is missing; make it with: {run.command(script)} and the other flags of the run")
+        raise GnimeError(f"{path} is missing; make it with: {command(run, script)}")
     network, record = load_defence(path)
     leakage, notes = evaluation(run, row, record["digest"])
     metadata = {"setting": row.name, "bits": row.bits, **record, **leakage,
@@ -73,6 +76,34 @@ def export(run: Run, row: Row, out: Path) -> list[str]:
     return notes
 
 
+def command(run: Run, script: str) -> str:
+    """The command of a script, with the flags that the files of the root tell, and the names of those that they do not."""
+    told = _told(Paths(run))
+    others = [*(flag for name, flag in TOLD.items() if name not in told), *NOT_TOLD]
+    sizes = {name: told.pop(name) for name in ("width", "size") if name in told}
+    run = replace(run, target=replace(run.target, **sizes), **told)
+    return f"{run.command(script)} (and {', '.join(others)}, where the run had them)"
+
+
+def _told(paths: Paths) -> dict:
+    """What the results, or else the images, say of the run's flags, by the names in `TOLD`. Nothing where they are damaged."""
+    from . import arrays
+
+    try:
+        found = json.loads(paths.results.read_text(encoding="utf-8"))["configuration"]
+        limit = None if found["limit"] is None else int(found["limit"])
+        return {"seed": int(found["seed"]), "limit": limit, "size": int(found["image"][1]), "width": int(found["width"]),
+                "official": tuple(name for name in OFFICIAL if name in found["official"])}
+    except (OSError, ValueError, LookupError, TypeError):
+        pass
+    try:
+        labels = arrays.load(paths.labels)
+        n, record = len(labels.rows), labels.record
+        return {"seed": record["seed"], "limit": n if n < record["available"] else None, "size": record["image_size"]}
+    except (GnimeError, OSError, LookupError, TypeError):
+        return {}
+
+
 def evaluation(run: Run, row: Row, digest: str) -> tuple[dict, list[str]]:
     """What `results.json` says of the row's leakage, and notes where it says nothing of this defence or warns of this row.
 
@@ -80,21 +111,21 @@ def evaluation(run: Run, row: Row, digest: str) -> tuple[dict, list[str]]:
     digest: of the defence's file. The numbers are None where the evaluation is missing or of another file.
     """
     unknown: dict = {RESIDUAL: None, "interval": None, "best": None, "attackers": None, "evaluated": None, "warnings": []}
-    path, command = Paths(run).results, f"{run.command('eval')} and the other flags of the run"
+    path, remedy = Paths(run).results, command(run, "eval")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found, networks = content["settings"].get(row.name), content["networks"]
     except FileNotFoundError:
         found = None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return unknown, [f"{path}: cannot be read, so the leakage is not in the file; make it again with {command}"]
+        return unknown, [f"{path}: cannot be read, so the leakage is not in the file; make it again with {remedy}"]
     if found is None:
-        return unknown, [f"{path}: {row.name} is not evaluated, so the leakage is not in the file; measure it with {command}"]
+        return unknown, [f"{path}: {row.name} is not evaluated, so the leakage is not in the file; measure it with {remedy}"]
     usual = run.target.inversion_weight
     name = injector_entry(row.weight(usual), usual) if "injector" in row.needs else f"{row.name} defence"
     if networks.get(name, {}).get("digest") != digest:
         return unknown, [f"{path}: older than the defence, which was made again since, so the leakage is not in the file; "
-                         f"measure it with {command}"]
+                         f"measure it with {remedy}"]
     leakage = {RESIDUAL: found.get(RESIDUAL), "interval": found.get(f"{RESIDUAL}_interval"), "best": found.get("best"),
                "attackers": found.get("attackers"), "evaluated": content.get("commit"), "warnings": content.get("warnings", [])}
     notes = [f"{path}: the evaluation warns: {warning}" for warning in leakage["warnings"]
@@ -102,7 +133,7 @@ def evaluation(run: Run, row: Row, digest: str) -> tuple[dict, list[str]]:
     if leakage["interval"] is None:
         leakage[RESIDUAL] = None
         notes.append(f"{path}: residual leakage is not known: the undefended maps leak too little, or the rows predmi and "
-                     f"expmi are missing; those are measured with {command}")
+                     f"expmi are missing; those are measured with {remedy}")
     return leakage, notes
 
 

@@ -70,13 +70,13 @@ def finished_part(options: argparse.Namespace, cell: Cell, settings: tuple[str, 
 
 
 def _write_result(options: argparse.Namespace, cell: Cell, run: Run, measured: dict) -> None:
-    from .report.results import portable
+    from .report.results import SOMEWHERE, portable
     from .store import write_text
 
     del measured["configuration"]["gpu"]
     if digests := own_digests(run):
         measured["own_files"] = digests
-    run = portable(run)
+    run = portable(run, SOMEWHERE)
     rows = " ".join(shlex.quote(run.given("settings", name)) for name in measured["settings"])
     attackers = " ".join(shlex.quote(run.given("attackers", name)) for name in run.attackers)
     flags = {"--preset": options.preset, "--targets": shlex.quote(cell[0]), "--xai": shlex.quote(run.given("xai", run.xai)),
@@ -85,6 +85,7 @@ def _write_result(options: argparse.Namespace, cell: Cell, run: Run, measured: d
              "--scale": None if run.scale == "absolute" else run.scale,
              **{f"--{name.replace('_', '-')}": getattr(options, name) for name in (
                  "limit", "image_size", "width", "epochs", "batch_size", "lr", "drop_duplicates")},
+             "--datasets": shlex.quote(str(run.datasets)) if options.datasets != parser().get_default("datasets") else None,
              "--settings": rows, "--precision": options.precision,
              "--published": run.published if run.published_part else None,
              "--attackers": attackers if run.attackers != DEFAULT_ATTACKERS else None}

@@ -108,12 +108,15 @@ def test_refused_before_anything_is_written(small_root, tmp_path, monkeypatch, c
     assert fails("--setting", "gnime", out="folder.pt2")[1].endswith("folder.pt2: is a folder")
     code, line = fails("--setting", "prototypes-5")
     assert code == 1 and "prototypes-5.pt is missing; make it with: python eval.py --target digits --xai lrp" in line
-    assert line.endswith("--settings predmi expmi prototypes-5 and the other flags of the run")
+    known = f"--limit 60 --width 64 --root {small_root} --gpu -1"  # as the results tell
+    others = " (and --datasets, --epochs, --batch-size, --lr, --precision, --attackers, where the run had them)"
+    assert line.endswith(f"{known} --settings predmi expmi prototypes-5{others}")
     code, line = fails("--setting", "gnime", "--xai", "grad")
     assert code == 1 and "digits_grad/injector.pt is missing; make it with: python train.py" in line and "--weight" not in line
+    assert f"--limit 60 --root {small_root} --gpu -1 (and --width, --official, --datasets" in line, "as the images tell"
     code, line = fails("--setting", "gnime@30")
     assert code == 1 and "gnime@30/injector.pt is missing; make it with: python train.py" in line
-    assert line.endswith("--weight 30 and the other flags of the run")
+    assert line.endswith(f"{known} --weight 30{others}")
     (tmp_path / "own.py").write_text("raise SystemExit  # it must not be run")
     model, lrp = (f"{tmp_path / 'own.py'}:{name}" for name in ("model", "lrp"))
     code, line = fails("--setting", "gnime", "--victim", model, "--published", "label")
@@ -159,8 +162,9 @@ def test_an_evaluation_that_says_nothing_of_the_defence_is_named(tmp_path):
     """results.json by hand: each note, and the numbers that the metadata then have."""
     run = Run("eval", target("digits"), "lrp", tmp_path, tmp_path / "datasets", gpu=-1, rows=("predmi", "gnime"))
     path, row = Paths(run).results, find_row("gnime")
-    command = (f"python eval.py --target digits --xai lrp --root {tmp_path} --gpu -1 --settings predmi gnime and the other "
-               "flags of the run")
+    command = (f"python eval.py --target digits --xai lrp --root {tmp_path} --gpu -1 --settings predmi gnime (and --seed, "
+               "--limit, --image-size, --width, --official, --datasets, --epochs, --batch-size, --lr, --precision, "
+               "--attackers, where the run had them)")
     numbers = {"residual_leakage": 0.25, "residual_leakage_interval": [0.2, 0.3], "best": {"attacker": "kernel"},
                "attackers": {"kernel": {"mse": 0.1}}}
     content = {"settings": {"gnime": numbers}, "networks": {"injector": {"digest": "abc"}}, "commit": "c", "warnings": []}
@@ -186,6 +190,12 @@ def test_an_evaluation_that_says_nothing_of_the_defence_is_named(tmp_path):
     assert (*found,) == unknown and note.startswith("cannot be read")
     *found, (note,) = judged(settings={"gnime": {"residual_leakage": None}})
     assert (*found,) == unknown and note.startswith("residual leakage is not known: ")
+    told = {"seed": 3, "limit": None, "image": [1, 16, 16], "width": 64, "official": ["order"]}
+    *_, (note,) = judged(settings={}, configuration=told)
+    assert "--seed 3 --width 64 " in note and "--official order --settings predmi gnime (and --datasets, --epochs, " in note
+    for damaged in (told | {"seed": "x"}, told | {"official": None}, told | {"image": [1]}, {}, 3):
+        *_, (note,) = judged(settings={}, configuration=damaged)
+        assert "--settings predmi gnime (and --seed, --limit, " in note
     content["settings"], content["networks"] = {"cond-mean": numbers}, {"cond-mean defence": {"digest": "f"}}
     assert judged("f")[0] is None
     row = find_row("cond-mean")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_report import Page, drawn
 
-from gnime import ownentries
+from gnime import ownentries, reproduce
 from gnime.cells import cell_run, kept_as, parser, result_path
 from gnime.cli import resolve
 from gnime.ownfiles import load_own
@@ -137,6 +137,16 @@ def test_a_run_of_ones_own_with_two_seeds(own, runner):
     Path("mine.py").write_text(Path("mine.py").read_text().replace("3, 1, 1", "5, 1, 2"))
     code, line = runner.fails(*small, *rows)
     assert code == 1 and "seed0.json: measured with another content of mine.py:blurred and mine.py:Nearest; move it" in line
+
+
+def test_a_place_of_one_machine_is_a_placeholder_in_the_command(own):
+    for datasets, shown in ((str(own / "sets"), "--datasets /path/to/sets "), ("sets", "--datasets sets "), ("datasets", "")):
+        options = parser().parse_args(["--targets", "digits", "--victim", f"{own}/serve.py:model", "--datasets", datasets])
+        cell = "digits", "lrp", 0
+        measured = {"configuration": {"gpu": 0}, "settings": {"predmi": {}}}
+        reproduce._write_result(options, cell, cell_run("eval", options, cell), measured)
+        assert "--victim /path/to/serve.py:model " in measured["command"] and shown in measured["command"]
+        assert str(own) not in result_path(options, cell).read_text() and ("--datasets" in measured["command"]) is bool(shown)
 
 
 # --- the table and the page ------------------------------------------------------------------------------------------

@@ -166,10 +166,13 @@ def _commands(run: Run, networks: dict) -> list[str]:
     return made
 
 
-def portable(run: Run) -> Run:
-    """The run with the last part of absolute paths: a result names no place of one machine."""
+SOMEWHERE = Path("/path/to")  # in commands that are shown: a folder of the machine that ran them
+
+
+def portable(run: Run, folder: Path = Path()) -> Run:
+    """The run with the last part of absolute paths, in `folder`: a result names no place of one machine."""
     def last(path: str | Path) -> Path:
-        return Path(Path(path).name) if Path(path).is_absolute() else Path(path)
+        return folder / Path(path).name if Path(path).is_absolute() else Path(path)
 
     root, datasets = last(run.root), last(run.datasets)
     files = tuple((flag, str(last(spec))) for flag, spec in run.files)
@@ -197,13 +200,14 @@ def write(experiment: Experiment, results: dict[str, Result], references: dict, 
     """
     data, device = experiment.data, experiment.device
     run = replace(portable(experiment.run), drop_duplicates=data.dropped)
+    shown = replace(portable(experiment.run, SOMEWHERE), drop_duplicates=data.dropped)
     networks = networks_of(experiment, results)
     content = {
         "target": run.target.name, "xai": run.xai, "seed": run.seed,
         "source": data.source,
         "n": {"images": len(data.images), "test": len(data.splits.test), "train": len(data.splits.train)},
         "configuration": _as_trained(run.describe(), networks), "precision": device.precision,
-        "command": run.command("eval"), "commands": _commands(run, networks),
+        "command": shown.command("eval"), "commands": _commands(shown, networks),
         "settings": {name: {"title": title(find_row(name)), "bits": find_row(name).bits,
                             "answers": 1 if find_row(name).draws else None, **result.numbers}
                      for name, result in results.items()},

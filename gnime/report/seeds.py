@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import PUBLISHED
-from ..ownfiles import own_name
+from ..ownfiles import is_own, own_name
 from ..registry import in_order
 from ..store import digest_of, write_text
 from .charts import Caption, draw_frontier, explained
@@ -231,8 +231,7 @@ def _leak(row: Point | None) -> str:
 
 def _command(seeds: Seeds) -> str:
     """The command of all seeds, with the rows that any of them has."""
-    specs = {own_name(spec): spec for run in seeds.runs for flag, spec in run["configuration"].get("files", ())
-             if flag == "settings"}
+    specs = {own_name(word): word for run in seeds.runs for word in shlex.split(run["command"]) if is_own(word)}
     rows = " ".join(shlex.quote(specs.get(name, name)) for name in seeds.names)
     command = re.sub("--seeds [0-9]+", f"--seeds {' '.join(map(str, seeds.numbers))}", seeds.runs[0]["command"], count=1)
     return re.sub("--settings .*?(?= --|$)", lambda _: f"--settings {rows}", command, count=1)
