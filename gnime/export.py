@@ -98,7 +98,7 @@ def _told(paths: Paths) -> dict:
         pass
     try:
         labels = arrays.load(paths.labels)
-        n, record = len(labels.rows), labels.record
+        n, record = len(labels.rows), labels.record or {}
         return {"seed": record["seed"], "limit": n if n < record["available"] else None, "size": record["image_size"]}
     except (GnimeError, OSError, LookupError, TypeError):
         return {}

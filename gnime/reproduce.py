@@ -189,8 +189,26 @@ def _show_seeds(options: argparse.Namespace, cell: Cell, data: dict) -> None:
     if runs:
         page = any_seed.with_name(f"{name}_report.html")
         runs.sort(key=lambda run: run["seed"])
-        pipeline.draw(seeds.write, page, runs)
-        say("", *seeds.lines(runs), f"report: {page}")
+        pipeline.draw(seeds.write, page, runs, options.seeds)
+        gathered = seeds.gather(runs, options.seeds)
+        finish = [f"to add them: {_here(seeds.command(gathered), options, cell)}"] if gathered.missing() else []
+        say("", *seeds.lines(runs, options.seeds), *finish, f"report: {page}")
+
+
+def _here(command: str, options: argparse.Namespace, cell: Cell) -> str:
+    """The command of a result for this machine: with its places, which results leave out."""
+    from .report.results import SOMEWHERE, portable
+
+    run = cell_run("eval", options, cell)
+    shown = portable(run, SOMEWHERE)
+    pairs = [(shown.victim, run.victim), (str(shown.datasets), str(run.datasets)),
+             *((told, here) for (_, told), (_, here) in zip(shown.files, run.files, strict=True))]
+    for told, here in pairs:
+        if told != here:
+            command = command.replace(shlex.quote(told), shlex.quote(here))
+    places = {name: getattr(options, name) for name in ("root", "results")}
+    return " ".join([command, *(f"--{name} {shlex.quote(str(place))}" for name, place in places.items()
+                                if place != parser().get_default(name))])
 
 
 def evaluation_seconds(budget: float) -> float:

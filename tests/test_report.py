@@ -24,7 +24,8 @@ from gnime.evaluate import Result
 from gnime.networks import rebuild
 from gnime.registry import METRICS, colour, find_row, in_order, injector_weights, title
 from gnime.report import charts, figures, seeds
-from gnime.report.html import render
+from gnime.report.html import judged, render
+from gnime.report.points import points
 from gnime.report.verdict import judge
 
 REPOSITORY = Path(__file__).parent.parent
@@ -97,12 +98,23 @@ def test_the_sentence():
     above = judge(content(gnime=(0.38, 0.99), cond_mean=(0.0, 0.85))).sentence
     assert above.endswith("0.99 with the true ones, more than maps made from the prediction alone (0.85)")
     unknown = content(gnime=(None, 0.84))
-    assert "nothing can be said of GNIME: the undefended maps leak too little" in judge(unknown).sentence
+    assert judge(unknown).sentence == ("Nothing can be said of GNIME: the undefended maps help the attackers too little to "
+                                       "measure a leak")
     unsure = content(gnime=(0.4, 0.84))
     unsure["settings"]["gnime"]["residual_leakage_interval"] = None
     assert judge(unsure).sentence == judge(unknown).sentence
+    impossible = judge(content(gnime=(2.5, 0.84)))
+    assert impossible.lines()[0] == ("verdict: Nothing can be said of GNIME: its residual leakage would be 250 %, which no "
+                                     "leak can be: its attackers have not converged; train longer.")
+    starts, relative = "Nothing can be said of GNIME: the ", ", to which every leak is relative, "
     del unknown["settings"]["predmi"]
-    assert "without the row predmi" in judge(unknown).sentence
+    assert judge(unknown).sentence == f"{starts}row predmi{relative}is not measured; add it to --settings"
+    del unknown["settings"]["expmi"]
+    assert judge(unknown).sentence == f"{starts}rows predmi and expmi{relative}are not measured; add them to --settings"
+    unknown["configuration"]["settings"] = ["predmi", "expmi", "gnime"]
+    assert judge(unknown).sentence == f"{starts}rows predmi and expmi{relative}are not finished; run the same command again"
+    assert judge(unknown).reason.startswith("nothing yet, because no leak is known without predmi and expmi. Not measured")
+    assert judged(points(unknown)["gnime"], judge(unknown)) == "not known"
 
 
 def test_a_leak_that_is_told_as_0_is_none():
@@ -358,6 +370,7 @@ def test_the_frontier_has_a_point_per_row_and_a_curve_per_defence(monkeypatch):
     assert {text.get_text() for text in axis.texts if text.get_text()} == {"expmi", "rnd", "gnime", "gnime@30", "gnime@100",
                                                                          "cond-mean"}
     assert "dotted" not in words, "no row has an arrow"
+    assert "bold: what to publish" in words and judge(found).publish == "cond-mean"
     found["settings"]["rnd"]["beside"] = {"white-box": {"mse": 0.1, "residual_leakage": 0.7,
                                                         "residual_leakage_interval": [0.6, 0.8]}}
     figure = drawn(monkeypatch, charts.frontier, found, judge(found))

@@ -82,6 +82,7 @@ def draw_frontier(path: Path, rows: list[Point], caption: Caption, narrow: bool 
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.3, alpha=0.6)
     notes = [f"better: up and left. filled: not dominated; hollow: {caption.why}; x: control"]
+    notes += ["bold: what to publish"] if caption.bold in [row.name for row in rows] else []
     stronger = dict.fromkeys(row.beside[0] for row in rows if row.beside)
     notes += [f"dotted arrow: ends at the residual leakage to {' or '.join(stronger)}, which knows more than the data"
               ] if stronger else []

@@ -63,7 +63,7 @@ def render(content: dict, pictures: dict[str, bytes]) -> str:
         explainer=explainer_title(content), record=content.get("record"),
         not_measured=not_measured(content.get("record", {}).get("lacking", {})),
         summary=[_summary(row, content, verdict) for row in rows.values()],
-        attackers=_attackers(content).items(), attacked=_attacked(content), metrics=_metrics(content), beside=_beside(content),
+        attackers=attackers(content).items(), attacked=_attacked(content), metrics=_metrics(content), beside=_beside(content),
         untried=_untried(content),
         leak=_leak(content, rows), configuration=configuration(content))
 
@@ -90,7 +90,7 @@ def _summary(row: Point, content: dict, verdict: Verdict) -> dict:
     exposed = numbers.get(f"{RESIDUAL}_exposed")
     return {
         "row": row.name, "title": row.title, "judged": judged(row, verdict),
-        "residual leakage": "-" if row.leak is None else percent(row.leak) + (f" {percents(span)}" if span else ""),
+        "residual leakage": "not known" if row.leak is None else percent(row.leak) + (f" {percents(span)}" if span else ""),
         "beside": f"{row.beside[0]}: {percent(row.beside[1])} {percents(row.beside[2])}" if row.beside else "",
         "decisive attacker": row.attacker,
         "most exposed 5 %": "-" if exposed is None else percent(exposed),
@@ -112,7 +112,7 @@ def judged(row: Point, verdict: Verdict) -> str:
         return "control"
     kinds = [KINDS[advice.kind] for advice in verdict.advice if row.name in advice.rows]
     if row.defended:
-        return ", ".join(dict.fromkeys(kinds)) or "no leak found"
+        return ", ".join(dict.fromkeys(kinds)) or ("no leak found" if row.leak is not None else "not known")
     return "undefended" if find_row(row.name).defence else "no map"
 
 
@@ -122,7 +122,7 @@ def _used(content: dict) -> list[str]:
         *numbers["attackers"], *(trial["attacker"] for trial in numbers.get("beside", {}).values()))))
 
 
-def _attackers(content: dict) -> dict[str, list[str]]:
+def attackers(content: dict) -> dict[str, list[str]]:
     """Knowledge -> titles of the attackers that have it."""
     found: dict[str, list[str]] = {}
     for name in _used(content):

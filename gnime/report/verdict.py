@@ -1,12 +1,15 @@
 """What follows from the numbers: a sentence, what to publish, and what to do about each row. Reads `results.json` alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..config import PUBLISHED
 from ..metrics.leakage import NOTHING
-from ..registry import DEFENCES, METRICS, USEFULNESS, find_row, injector_row
+from ..registry import DEFENCES, METRICS, RESIDUAL, USEFULNESS, find_row, injector_row
 from .points import Point, bits, percent, percents, points
 
+FOLLOW = ("follow from what is published of the prediction: they tell neither an attacker nor a user more about the image than "
+          "that does")  # said of maps of 0 bits
 KINDS = {"unsound": "cannot be trusted yet", "dominated": "dominated", "unsafe": "leaks"}
 
 
@@ -41,7 +44,7 @@ class Verdict:
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        return [f"verdict: {self.sentence}", f"publish: {self.reason}",
+        return [f"verdict: {self.sentence}.", f"publish: {self.reason}",
                 *(f"{KINDS[advice.kind]}: {advice.text}" for advice in self.advice)]
 
 
@@ -67,7 +70,8 @@ def judge(content: dict) -> Verdict:
     if publish in unlearnt:
         reason += " But its attacker was still learning: see below."
     advice = [*_unsound(rows, unlearnt, content), *_worse(rows, dominated, publish)]
-    return Verdict(_sentence(rows.get(name), rows, content), publish, reason, tuple(advice), dominated)
+    sentence = _sentence(rows.get(name), rows, content)
+    return Verdict(sentence[0].upper() + sentence[1:], publish, reason, tuple(advice), dominated)
 
 
 def _dominators(row: Point, rows: dict[str, Point]) -> list[str]:
@@ -88,15 +92,36 @@ def _sentence(row: Point | None, rows: dict[str, Point], content: dict) -> str:
     if row is None:
         return "no defence was measured: nothing can be said of what to publish"
     if row.leak is None:
-        missing = " and ".join(name for name in ("predmi", "expmi") if name not in rows)
-        why = f"without the row {missing} no leak is known" if missing else "the undefended maps leak too little"
-        return f"nothing can be said of {row.title}: {why}"
+        why, remedy = unknown(row.name, content)
+        return f"nothing can be said of {row.title}: {why}" + (f"; {remedy}" if remedy else "")
     count = len(content["settings"][row.name]["attackers"])
     attackers = f"the best of {count} attackers" if count > 1 else row.attacker
     beside = f" ({percent(row.beside[1])} {percents(row.beside[2])} to {row.beside[0]})" if row.beside else ""
     attackers += ", which made no use of its maps" if row.ignored else ""
     return (f"{row.title} leaves {percent(row.leak)} {percents(row.leak_span)} of the leak to {attackers}{beside}, "
             f"and {_worth(row, rows.get('cond-mean'))}")
+
+
+def lacking(names: Iterable[str]) -> list[str]:
+    """The rows, of the two to which every leak is relative, that are not among these."""
+    return [name for name in ("predmi", "expmi") if name not in names]
+
+
+def unknown(name: str, content: dict) -> tuple[str, str]:
+    """Why the leak of a row is not known, and what to do about that where something can be done."""
+    missing, settings = lacking(content["settings"]), content["settings"]
+    if missing:
+        rows, are, them = ("rows", "are", "them") if len(missing) > 1 else ("row", "is", "it")
+        unfinished = set(missing) <= set(content["configuration"].get("settings", ()))
+        why = f"the {rows} {' and '.join(missing)}, to which every leak is relative, {are} not "
+        if unfinished:
+            return f"{why}finished", "run the same command again"
+        return f"{why}measured", f"add {them} to --settings"
+    leak = settings[name].get(RESIDUAL)
+    if leak is None or settings[name].get(f"{RESIDUAL}_interval", ()) is None:
+        return "the undefended maps help the attackers too little to measure a leak", ""
+    why = f"its residual leakage would be {percent(leak)}, which no leak can be: its attackers have not converged"
+    return why, "train longer"
 
 
 def _worth(row: Point, mean: Point | None) -> str:
@@ -122,7 +147,9 @@ def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
     untried = [name for name in ("cond-mean", "prototypes-16") if name not in rows]
     measure = f" Not measured here, and bounded: {' and '.join(untried)} (eval.py --settings)." if untried else ""
     if not defended:
-        return None, f"nothing yet, because no defence has numbers that hold.{measure}"
+        missing = " and ".join(lacking(rows))
+        why = f"no leak is known without {missing}" if missing else "no defence has numbers that hold"
+        return None, f"nothing yet, because {why}.{measure}"
     least = min(defended, key=lambda row: row.leak)
     return "predmi", (f"the prediction without a map. Every defended row leaks. The least is {least.name} ({least.title}) with "
                       f"{percent(least.leak)} {percents(least.leak_span)}.{measure}")
@@ -136,14 +163,18 @@ def _assurance(row: Point, published: str) -> str:
     if row.beside:
         seen += f", and {percent(row.beside[1])} {percents(row.beside[2])} to {row.beside[0]}"
     if row.bits == 0:
-        return (f"{seen}, but its maps follow from what is published of the prediction: they tell neither an attacker nor a "
-                "user more about the image than that does.")
+        return f"{seen}, but its maps {FOLLOW}."
     seen += f", so {percent(max(high for _, high in row.spans))} cannot be ruled out"
     if find_row(row.name).draws:
         seen += ". This holds for one answer to each image, with a secret seed"
+    return f"{seen}. {bound(row, published)}"
+
+
+def bound(row: Point, published: str) -> str:
+    """What attackers that nobody tried can learn."""
     if row.bits is None:
-        return f"{seen}. It has no bound: a better attacker may recover more."
-    return f"{seen}. No attacker can learn more than {bits(row.bits)} about an image from its map, {PUBLISHED[published]}."
+        return "It has no bound: a better attacker may recover more."
+    return f"No attacker can learn more than {bits(row.bits)} about an image from its map, {PUBLISHED[published]}."
 
 
 def _unlearnt(rows: dict[str, Point], content: dict) -> list[str]:
