@@ -19,7 +19,7 @@ import torch
 
 from .config import Run
 from .device import Device
-from .errors import GnimeError
+from .errors import GnimeError, Unfinished
 from .paths import Paths
 from .regular import open_regular
 from .system import say, warn
@@ -37,7 +37,7 @@ def prepare_root(run: Run) -> None:
     """
     root = run.root
     if run.script != "prepare" and not root.exists():
-        raise GnimeError(f"--root {root}: no such folder; make it with: {run.command('prepare')}")
+        raise Unfinished(f"--root {root}: no such folder; make it with: {run.command('prepare')}")
     for folder in ("models", "aux", "figures"):
         path = root / folder
         try:

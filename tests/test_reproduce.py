@@ -19,6 +19,7 @@ from helpers import Killed, run_of, write
 
 from gnime import cells, pipeline, reproduce, resuming, store, system, training
 from gnime.config import OFFICIAL
+from gnime.errors import Stopped
 from gnime.report import docs
 from gnime.report.paper import values
 
@@ -82,6 +83,16 @@ def test_a_budget_stops_and_the_same_command_goes_on(runner, small_root):
     code, out, _ = runner(*CELL, *FOUR)
     assert code == 0 and "goes on from epoch 1" in out
     same_result(runner.measured(), small_root)
+
+
+def test_a_budget_that_ends_before_anything_is_made(runner, monkeypatch):
+    """As where the processes of --jobs were still starting."""
+    def stopped(*_):
+        raise Stopped("stopped")
+
+    monkeypatch.setattr(pipeline, "prepare", stopped)
+    code, out, lines = runner(*CELL, *FOUR, "--budget", "0.001")
+    assert (code, lines) == (0, []) and "stopped; 0 of 1 cells are done" in out and not runner.root.exists()
 
 
 def test_ctrl_c_is_no_budget(runner, small_root, monkeypatch):

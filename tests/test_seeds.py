@@ -244,7 +244,7 @@ def test_stronger_attackers_and_missing_rows(digits):
         seeds.sentence(seeds.gather(unknown)))
 
 
-def test_a_run_that_was_cut_says_what_is_missing_and_what_finishes_it(digits, tmp_path):
+def test_a_run_that_was_cut_says_what_is_missing_and_what_finishes_it(digits, monkeypatch):
     """Seed 1 lacks three rows, and seeds 3 and 4 everything."""
     for name in ("predmi", "expmi", "cond-mean"):
         del digits[1]["settings"][name]
@@ -270,6 +270,10 @@ def test_a_run_that_was_cut_says_what_is_missing_and_what_finishes_it(digits, tm
         "verdict: Nothing can be said of GNIME: the rows predmi and expmi, to which every leak is relative, are not finished.",
         "publish: nothing yet, because no leak is known without predmi and expmi. Not measured here, and bounded: cond-mean "
         "(eval.py --settings)."]
+    captions = []
+    monkeypatch.setattr(seeds, "draw_frontier", lambda file, rows, caption, narrow: (captions.append(caption), file.touch()))
+    seeds.frontiers(seeds.gather(digits))
+    assert "gnime" in captions[0].hollow and captions[0].bold == "cond-mean", "seed 1, which cannot say, does not count"
     assert seeds.frontiers(seeds.gather(cut)) == {} and "No chart: no row has both numbers yet." in seeds.render(cut, {})
     assert seeds.lines(digits[::2])[-1].startswith("publish: "), "nothing is missing"
 

@@ -17,7 +17,7 @@ from . import charts
 from .examples import Example
 from .points import Point, attacker_title, bits, knows, percent, percents, points
 from .results import not_measured
-from .verdict import KINDS, Verdict, judge, published
+from .verdict import KINDS, Verdict, judge, lacking, published
 
 KNOWLEDGE = {"data": "other images of the same kind, with the service's answers to them", "victim": "the victim's weights",
              "defence": "the defence", "answers": "several answers to one image"}
@@ -88,10 +88,11 @@ def _summary(row: Point, content: dict, verdict: Verdict) -> dict:
     numbers = content["settings"][row.name]
     span = numbers.get(f"{RESIDUAL}_interval")
     exposed = numbers.get(f"{RESIDUAL}_exposed")
+    beside = row.beside if row.name not in lacking(()) else None  # of which it is so by definition
     return {
         "row": row.name, "title": row.title, "judged": judged(row, verdict),
         "residual leakage": "not known" if row.leak is None else percent(row.leak) + (f" {percents(span)}" if span else ""),
-        "beside": f"{row.beside[0]}: {percent(row.beside[1])} {percents(row.beside[2])}" if row.beside else "",
+        "beside": f"{beside[0]}: {percent(beside[1])} {percents(beside[2])}" if beside else "",
         "decisive attacker": row.attacker,
         "most exposed 5 %": "-" if exposed is None else percent(exposed),
         "usefulness": "no map" if row.kept is None else f"{row.kept:.2f}" + _span_of(numbers, "pearson", ".2f"),

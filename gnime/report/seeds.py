@@ -95,7 +95,7 @@ def summary(seeds: Seeds) -> list[dict]:
         table.append({
             "row": name, "title": row.title, "n": n, "MSE": seeds.error(name).text(".4f", n),
             **_shown(seeds, name),
-            "beside": f"{row.beside[0]}: {seeds.beside(name).text('%', n)}" if row.beside else "",
+            "beside": f"{row.beside[0]}: {seeds.beside(name).text('%', n)}" if row.beside and name not in lacking(()) else "",
             "judged": [(word, which) for word, which in words.items()],
             "decisive attacker": row.attacker, "bound": "none" if row.bits is None else bits(row.bits)})
     return table
@@ -116,8 +116,9 @@ def frontiers(seeds: Seeds) -> dict[str, bytes]:
     rows = [row for row in map(seeds.point, seeds.names) if row.leak is not None and row.kept is not None]
     if not rows:
         return {}
-    dominated = tuple(name for name in seeds.names if all(name in verdict.dominated for _, verdict, _ in seeds.having(name)))
-    published = {verdict.publish for verdict in seeds.verdicts}
+    dominated = tuple(row.name for row in rows if all(row.name in verdict.dominated for _, verdict, of in seeds.having(row.name)
+                                                      if of.leak is not None))
+    published = {verdict.publish for verdict in seeds.verdicts} - {None}
     over = f"mean and standard deviation over {n} seeds" if n > 1 else f"seed {first['seed']} alone: no spread"
     note = digest_of([[row.name, row.leak, row.leak_span, row.kept, row.kept_span] for row in rows])
     caption = Caption(f"{explained(first)}: {over}", dominated, "dominated in every seed",
