@@ -206,7 +206,7 @@ def _here(command: str, options: argparse.Namespace, cell: Cell) -> str:
     for told, here in pairs:
         if told != here:
             command = command.replace(shlex.quote(told), shlex.quote(here))
-    places = {name: getattr(options, name) for name in ("root", "results")}
+    places = {name: getattr(options, name) for name in ("root", "results", "gpu", "jobs")}
     return " ".join([command, *(f"--{name} {shlex.quote(str(place))}" for name, place in places.items()
                                 if place != parser().get_default(name))])
 

@@ -170,11 +170,13 @@ def test_a_cell_that_the_budget_cuts_leaves_its_finished_settings(runner, small_
 
 
 def test_the_command_that_finishes_has_the_places_of_this_machine(runner):
-    given = ["--targets", "orl_faces", "--datasets", str(runner.folder / "my sets"), "--root", "r", "--results", "some where"]
+    given = ["--targets", "orl_faces", "--datasets", str(runner.folder / "my sets"), "--root", "r", "--results", "some where",
+             "--gpu", "-1"]
     options, cell = reproduce.parser().parse_args(given), ("orl_faces", "lrp", 0)
     line = reproduce._here("python -m gnime.reproduce --datasets '/path/to/my sets' --settings predmi", options, cell)
     asked = reproduce.parser().parse_args(shlex.split(line)[3:])
     assert (asked.datasets, asked.root, asked.results) == (runner.folder / "my sets", Path("r"), Path("some where"))
+    assert asked.gpu == -1, "where there is a GPU, its precision is another one"
 
 
 def test_a_cell_that_the_budget_cuts_loses_no_row(runner, monkeypatch):

@@ -47,6 +47,7 @@ def read_result(path: Path) -> dict:
         raise GnimeError(f"{path}: measured with {' '.join(own)}; give the same flags again, or another --results and --root")
     if not whole:
         raise GnimeError(f"{path}: damaged, or not a run's result; remove it and measure the run again")
+    run["hardware"]["device"] = str(run["hardware"]["device"]).replace(" 1 threads", " 1 thread")  # as older versions wrote it
     return run
 
 
