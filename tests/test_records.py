@@ -314,9 +314,9 @@ REFUSED = {  # what is wrong -> the arrays of the record that are other ones, an
     "a label below 0": (changed("labels", to=-1), "labels.npy: labels from -1 to 9; classes are numbered from 0"),
     "more labels than columns": (changed("labels", to=10), "labels.npy: labels up to 10, but predictions.npy has 10"),
     "more classes than rows": (lambda a: {"predictions": np.where(np.arange(N) == 41, 99_999, 3), "labels": None},
-                               "predictions.npy: a class 99999 makes 100000 classes, and there are 60 rows; number"),
+                               "predictions.npy: a class 99999 makes 100000 classes, and there are only 60 rows; number"),
     "more known classes than rows": (lambda a: {"predictions": a["labels"], **changed("labels", to=60)(a)},
-                                     "labels.npy: a class 60 makes 61 classes, and there are 60 rows"),
+                                     "labels.npy: a class 60 makes 61 classes, and there are only 60 rows"),
     "labels of one class": (lambda a: {"labels": np.full(N, 3)}, "every image is of class 3; at least two"),
     "objects": (lambda a: {"predictions": np.array([{}] * N)}, "predictions.npy: holds Python objects.*never unpickled"),
     "text": (lambda a: {"labels": np.array(["cat"] * N)}, "labels.npy: its values are <U3, not real numbers"),
@@ -545,7 +545,7 @@ def test_arrays_without_predictions_are_a_data_set(arrays, tmp_path, scripts):
     moved.rename(datasets)
     np.save(datasets / "service/labels.npy", np.where(arrays["labels"] == 9, 99_999, arrays["labels"]))
     code, line = scripts.fails("prepare", tmp_path / "new", *flags(datasets, tmp_path / "new", xai="lrp"), small=False)
-    assert code == 1 and "labels.npy: a class 99999 makes 100000 classes, and there are 60 rows" in line
+    assert code == 1 and "labels.npy: a class 99999 makes 100000 classes, and there are only 60 rows" in line
     np.save(datasets / "service/labels.npy", arrays["labels"][::-1])
     other = open_run(resolve("prepare", flags(datasets, tmp_path / "again", xai="lrp"))).data
     assert other.digest == run.data.digest and other.labels_identity != first, "a classifier of other labels is another one"
