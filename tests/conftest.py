@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from gnime import cells, pipeline, reproduce  # noqa: E402
+from gnime import cells, pipeline, reproduce, system  # noqa: E402
 from gnime.cli import main  # noqa: E402
 from gnime.config import target  # noqa: E402
 from gnime.report import figures, seeds  # noqa: E402
@@ -145,6 +146,7 @@ def runner(capsys, tmp_path, monkeypatch, no_pictures):
     monkeypatch.setitem(cells.REDUCED, "digits", TINY)
     monkeypatch.setattr(figures, "injector_losses", lambda *_: None)
     monkeypatch.setattr(seeds, "frontiers", lambda *_: {})
+    monkeypatch.setattr(system, "_deadline", math.inf)  # a --budget ends with its test
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     shutil.copy(HERE.parent / "docs/table1.csv", tmp_path / "docs")
