@@ -39,8 +39,8 @@ class Prototypes(nn.Module):
 def _set_offsets(network: Prototypes, _) -> None:
     """|c|^2 where prototype c is of the class, infinity elsewhere, (classes, prototypes)."""
     squares = network.prototypes.flatten(1).square().sum(1)
-    classes = torch.arange(int(network.owner.max()) + 1, device=squares.device)
-    network.offsets = torch.where(network.owner == classes[:, None], squares, torch.inf)
+    classes = min(int(network.owner.max()) + 1, len(squares))  # whatever a file says, each has a prototype
+    network.offsets = torch.where(network.owner == torch.arange(classes, device=squares.device)[:, None], squares, torch.inf)
 
 
 class ConditionalPrototypes(nn.Module):
