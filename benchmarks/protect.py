@@ -37,12 +37,12 @@ def defences(name: str) -> dict[str, torch.nn.Module]:
              "cond-mean": {"network": "cond-mean", "shape": shape, "classes": CLASSES, "centres": centres},
              "gnime": injector_spec(target(name), (1, size), CLASSES, 0.3, 0.2)}
     networks = {row: build(spec).eval().requires_grad_(False) for row, spec in specs.items()}
-    networks["prototypes-16"].prototypes.uniform_()
+    made = {"prototypes": torch.rand(16 * CLASSES, *shape), "owner": torch.arange(16 * CLASSES) % CLASSES}
+    networks["prototypes-16"].load_state_dict(networks["prototypes-16"].state_dict() | made)
     mean = networks["cond-mean"]
     mean.centres.normal_(std=CLASSES**-0.5)  # as standardised logits are, so that no weight is a denormal number
     mean.scale.fill_(CLASSES**0.5)
     mean.coefficients.normal_(std=0.02)
-    networks["prototypes-16"].owner.copy_(torch.arange(16 * CLASSES) % CLASSES)
     return networks
 
 

@@ -1,3 +1,3 @@
-"""The commit that `git archive` wrote into its copy of this file (.gitattributes)."""
+"""The commit that `git archive` (.gitattributes) or the building of a wheel (setup.py) wrote into its copy of this file."""
 
 COMMIT = "$Format:%H$"

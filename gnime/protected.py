@@ -1,6 +1,5 @@
 """Protected explanations where they are served: explainer and defence in one object."""
 
-import contextlib
 import copy
 import functools
 import math
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from .batches import at_once, channels_last
 from .checkpoints import load_checkpoint
 from .errors import GnimeError
-from .explainers.graph import noted_logits
+from .explainers.graph import NotedLogits
+from .explainers.lrp import lrp, of_frozen
 from .explainers.stack import minmax
 from .explanations import own_maps, publish
 from .networks import rebuild_from
@@ -46,9 +46,11 @@ class Protected:
     """
 
     def __init__(self, victim: nn.Module, explain: Explain, defence: nn.Module, record: dict):
-        """Of parts that fit each other; `load` verifies them. The victim must be in evaluation mode."""
+        """Of parts that fit each other; `load` verifies them. Victim and defence must be frozen and in evaluation mode."""
         self.record = record
-        self._victim, self._explain, self._defence = victim, explain, defence
+        self._at_once = at_once([probe(record)], _device_of(victim))
+        self._needs_explanation = getattr(defence, "needs_explanation", True)
+        self._victim, self._explain, self._defence = victim, of_frozen(victim) if explain is lrp else explain, defence
         # another explainer may evaluate the victim at other images
         function = explain.func if isinstance(explain, functools.partial) else explain
         self._is_ours = any(function is EXPLAINERS[name].load() for name in PAPER_EXPLAINERS)
@@ -85,7 +87,6 @@ class Protected:
         check_explainer(explain, victim, record, path)
         return cls(victim, explain, accelerate(defence).to(device).requires_grad_(False), record)
 
-    @torch.inference_mode(False)  # explainers differentiate
     def attribute(self, images: Tensor | tuple[Tensor], target: int | Sequence[int] | Tensor | None = None,
                   ) -> Tensor | tuple[Tensor]:
         """The protected explanation of the victim's decision, one map for each image, detached.
@@ -106,21 +107,29 @@ class Protected:
                 raise ValueError(f"images: a tuple of {len(images)} tensors; the victim takes one")
             return (self.attribute(images[0], target),)
         self._check_images(images)
-        images, kind, most = images.detach().to(torch.float32), images.device.type, at_once([images], images.device)
-        batches = images.split(most) if len(images) > most else (images,)
-        with torch.no_grad(), _without_autocast(kind):
-            maps, predictions = zip(*(self._protect(channels_last(batch)) for batch in batches), strict=True)
+        kind = images.device.type
+        if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(kind):
+            # explainers differentiate, and maps are of 32-bit numbers
+            with torch.inference_mode(False), torch.autocast(kind, enabled=False):
+                return self.attribute(images, target)
+        images = images.detach().float()
+        if len(images) <= self._at_once:
+            maps, prediction = self._protect(images)
+        else:
+            parts = zip(*map(self._protect, images.split(self._at_once)), strict=True)
+            maps, prediction = map(torch.cat, parts)
         if target is not None:
-            _check_target(target, torch.cat(predictions).argmax(1))
-        return maps[0] if len(maps) == 1 else torch.cat(maps)
+            _check_target(target, prediction.argmax(1))
+        return maps.detach()
 
     def _protect(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Protected maps (N, K, h, w) and logits (N, classes)."""
-        if not getattr(self._defence, "needs_explanation", True):
+        images = channels_last(images)
+        if not self._needs_explanation:
             prediction = self._victim(images)
             return self._defence(None, self._public(prediction)), prediction
-        with noted_logits() as noted:  # computed on the way, so the victim runs once
-            clean = self._explain(self._victim, images).detach()
+        with NotedLogits() as noted:  # computed on the way, so the victim runs once
+            clean = self._explain(self._victim, images)
         at_hand = self._is_ours and noted and len(noted[-1]) == len(images)
         prediction = noted[-1] if at_hand else self._victim(images)
         return self._defence(clean, self._public(prediction)), prediction
@@ -139,11 +148,6 @@ class Protected:
             low, high = (value.item() for value in images.detach().aminmax())
             if not (low >= -MARGIN and high <= 1 + MARGIN):
                 raise ValueError(f"images: scaled to [{low:g}, {high:g}]; the defence was made for pixels in [0, 1]")
-
-
-def _without_autocast(device: str) -> contextlib.AbstractContextManager:
-    """Maps are of 32-bit numbers, whatever the caller's precision."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def load_defence(path: Path) -> tuple[nn.Module, dict]:

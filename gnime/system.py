@@ -241,13 +241,13 @@ def provenance(device: str) -> dict:
 
 @cache
 def commit() -> str | None:
-    """The commit of the package's checkout, with "+" if files differ from it. A copy by `git archive` knows its commit too.
+    """The commit of the package's checkout, with "+" if files differ from it. A copy by `git archive` and a wheel know theirs.
 
-    None: there is neither.
+    None: there is none of them.
     """
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
-        return None if COMMIT.startswith("$") else COMMIT[:12]
+        return None if COMMIT.startswith("$") else COMMIT[:12] + COMMIT[40:]
     try:
         run = [subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10, check=True).stdout
                for args in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))]

@@ -13,7 +13,7 @@ from zennit.rules import Norm, Pass, ZPlus
 
 from gnime.explainers.grad import grad
 from gnime.explainers.gradcam import gradcam
-from gnime.explainers.lrp import lrp
+from gnime.explainers.lrp import lrp, of_frozen
 from gnime.explainers.stack import LAYERS, layers, minmax
 from gnime.explainers.zplus import EPS, THIN
 
@@ -192,6 +192,8 @@ def test_lrp_is_its_matrix_twin(name, thin, monkeypatch):
     ours, twin = lrp(model, images), slow_lrp(model, images)
     assert twin.std() > 0.01
     torch.testing.assert_close(ours.double(), twin, atol=1e-5, rtol=0)
+    frozen = of_frozen(model.eval().requires_grad_(False))
+    assert frozen is not lrp and frozen(model, images).equal(ours) and frozen(model, images[:0]).shape == (0, *shape)
     assert images.equal(before)
 
 
@@ -237,6 +239,7 @@ def test_lrp_calls_hooks():
     with torch.no_grad():
         model[3].weight.zero_()
     model[3].register_forward_pre_hook(lambda layer, _: setattr(layer.weight, "data", kept))
+    assert of_frozen(model) is lrp, "W+ would be that of other weights"
     torch.testing.assert_close(lrp(model, images), expected)
 
 

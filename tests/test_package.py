@@ -27,10 +27,15 @@ def test_a_wheel_in_an_empty_environment_makes_a_tiny_run(tmp_path):
     pytest.importorskip("setuptools", minversion="77")
     source = tmp_path / "source"  # a build writes beside its source
     for name in subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard", "gnime", "pyproject.toml",
-                                "README.md", "requirements.txt"],
+                                "setup.py", "README.md", "requirements.txt"],
                                cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes((REPOSITORY / name).read_bytes())
+    identity = {f"GIT_{who}_{what}": "nobody" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    for command in ("init -q", "add .", "commit -qm first"):
+        subprocess.run(["git", *command.split()], cwd=source, env=os.environ | identity, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=True).stdout
+    (source / "gnime/py.typed").write_text("# changed")
     build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"  # what pip calls
     subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
     (wheel,) = tmp_path.glob("gnime-*.whl")
@@ -48,6 +53,7 @@ def test_a_wheel_in_an_empty_environment_makes_a_tiny_run(tmp_path):
 
     assert run(home / "bin/python", "-c", "import sys, gnime; print('torch' in sys.modules, gnime.__file__)").split() == [
         "False", str(packages / "gnime/__init__.py")]
+    assert run(home / "bin/python", "-c", "from gnime.system import commit; print(commit())").strip() == head[:12] + "+"
     for name in ("train", "eval", "reproduce"):
         assert run(home / f"bin/gnime-{name}", "--help").startswith("usage: ")
     said = run(home / "bin/gnime-prepare", "--target", "digits", "--gpu", "-1", "--limit", "30", "--epochs", "1",

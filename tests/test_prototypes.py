@@ -8,6 +8,7 @@ from sklearn.cluster import KMeans
 
 from gnime.defences import prototypes
 from gnime.defences.class_mean import class_means
+from gnime.networks import build
 
 
 @pytest.mark.parametrize("clusters", [2, 5, 12])
@@ -51,6 +52,23 @@ def test_prototypes_are_means_of_at_least_five_of_a_classs_maps():
         means = (made.images[made.owner == kind, None] * own.flatten(1)).sum(0) / (kinds == kind).sum()
         torch.testing.assert_close(means, data.class_means[kind].flatten())
     assert "warning" not in fit.report or (kinds.bincount() < 30).any()
+
+
+def test_a_loaded_network_sends_the_nearest_of_the_class_and_its_file_stays():
+    """By the twin in 64 bits, the classes' prototypes in any order, twice into the same network."""
+    made, rng = build({"network": "prototypes", "shape": [1, 3, 3], "prototypes": 12}), np.random.default_rng(0)
+    for _ in range(2):
+        points, owner = rng.random((12, 1, 3, 3), np.float32), rng.permutation(np.arange(12) % 4)
+        tensors = {"prototypes": points, "owner": owner, "images": np.full(12, 5)}
+        made.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+        assert made.state_dict().keys() == tensors.keys(), "what is derived is in no file"
+        maps, logits = rng.random((50, 1, 3, 3), np.float32), rng.normal(size=(50, 4)).astype(np.float32)
+        away = ((maps[:, None].astype(float) - points[None]) ** 2).sum((2, 3, 4))
+        away[owner[None] != logits.argmax(1)[:, None]] = np.inf
+        sent = made(torch.from_numpy(maps), torch.from_numpy(logits))
+        np.testing.assert_array_equal(sent, points[away.argmin(1)])
+    made.load_state_dict(made.state_dict() | {"owner": torch.full((12,), 2**60)})
+    assert made.offsets.shape == (12, 12), "a damaged file takes no memory for classes that have no prototype"
 
 
 @pytest.mark.parametrize("clusters", [1, 4, 16])

@@ -23,7 +23,7 @@ def explainer(function: Explain) -> Explain:
             raise TypeError(f"images are {images.dtype} {tuple(images.shape)}; explainers need floating point (N, C, H, W)")
         model = unwrapped(model)
         for name, module in model.named_modules():
-            if getattr(module, "accelerated", False):
+            if getattr(type(module), "accelerated", False):  # of a module, a name that is missing takes long to miss
                 raise TypeError(f"layer {name or 'model'!r} is a {type(module).__name__}, whose operations explainers do not "
                                 "know; make an accelerated network plain first")
         if not len(images):  # a network may not know what to do with no images

@@ -3,7 +3,6 @@
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -191,14 +190,19 @@ def memory(value: Tensor) -> int:
 _noted: ContextVar[list[Tensor] | None] = ContextVar("logits that explainers computed", default=None)
 
 
-@contextmanager
-def noted_logits() -> Iterator[list[Tensor]]:
-    """A list that receives the logits (N, classes) that explainers compute within, for a caller who needs them as well."""
-    token = _noted.set(noted := [])
-    try:
-        yield noted
-    finally:
-        _noted.reset(token)
+class NotedLogits:
+    """A context with a list that receives the logits (N, classes) that explainers compute within it.
+
+    For a caller who needs them as well.
+    """
+
+    def __enter__(self) -> list[Tensor]:
+        noted: list[Tensor] = []
+        self._token = _noted.set(noted)
+        return noted
+
+    def __exit__(self, *_: object) -> None:
+        _noted.reset(self._token)
 
 
 def check_logits(found: object, images: Tensor) -> None:

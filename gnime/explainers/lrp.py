@@ -1,5 +1,8 @@
 """Layer-wise relevance propagation by the z+ rule (Montavon et al., 2017, "deep Taylor") as the paper uses it."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +14,8 @@ from .relevance import Relevance, descend
 from .rules import RULES
 from .stack import layers, minmax, unflatten
 from .zplus import EPS, Geometry, average_pool, transposed
+
+Positive = Callable[[nn.Module], Tensor]  # a layer's W+
 
 
 @explainer
@@ -36,11 +41,34 @@ def lrp(model: nn.Module, images: Tensor) -> Tensor:
     stack = layers(model)
     if stack is not None and _is_plain(stack):
         with torch.set_grad_enabled(images.requires_grad):
-            return minmax(_of_stack(stack, images.clone()), EPS)  # a clone, because the first layer may work in place
+            return minmax(_of_stack(stack, images, _positive), EPS)
     with torch.set_grad_enabled(images.requires_grad), evaluation(model):
         tape = Relevance(model, RULES)
         logits, last = tape.run(images.contiguous(memory_format=torch.channels_last))  # in which convolutions are faster
         return minmax(descend(tape.steps, last, logits.clone()), EPS)
+
+
+def of_frozen(model: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
+    """`lrp` for this network alone, whose weights stay as they are: its layers are examined once, and W+ is computed once.
+
+    Returns a function (model, images) -> maps, for 32-bit images outside of autocast and inference mode. It ignores the model
+    where that is a plain stack, and is `lrp` where not.
+    """
+    stack = layers(model)
+    if stack is None or not _is_plain(stack):
+        return lrp
+    kept = {layer: _positive(layer).detach() for layer in stack if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    return partial(_of_frozen, stack, kept)
+
+
+def _of_frozen(stack: list[nn.Module], positive: dict[nn.Module, Tensor], model: nn.Module, images: Tensor) -> Tensor:
+    if not len(images):
+        return lrp(model, images)
+    return minmax(_of_stack(stack, images, positive.__getitem__), EPS)
+
+
+def _positive(layer: nn.Module) -> Tensor:
+    return layer.weight.clamp(min=0)
 
 
 def _is_plain(stack: list[nn.Module]) -> bool:
@@ -58,10 +86,10 @@ def _is_plain(stack: list[nn.Module]) -> bool:
     return True
 
 
-def _of_stack(stack: list[nn.Module], images: Tensor) -> Tensor:
+def _of_stack(stack: list[nn.Module], images: Tensor, positive: Positive) -> Tensor:
     """The relevance of the pixels, of any range. A layer at a time, with less to do than for a network of any form."""
     first = next((i for i, layer in enumerate(stack) if isinstance(layer, nn.Conv2d)), None)
-    inputs, x = [], images
+    inputs, x = [], images.clone()  # a clone, because the first layer may work in place
     for layer in stack:
         inputs.append(None if isinstance(layer, nn.ReLU) else x)  # relevance passes a ReLU whatever its input
         x = _up(layer, x)
@@ -69,7 +97,7 @@ def _of_stack(stack: list[nn.Module], images: Tensor) -> Tensor:
     relevance = x
     for i in range(len(stack) - 1, -1, -1):
         # popped, because the layers below do not need a layer's input
-        relevance = _down(stack[i], inputs.pop(), relevance, first=i == first)
+        relevance = _down(stack[i], positive, inputs.pop(), relevance, first=i == first)
     return relevance
 
 
@@ -79,7 +107,7 @@ def _up(layer: nn.Module, x: Tensor) -> Tensor:
     return product(x, layer.weight.T).add_(layer.bias)
 
 
-def _down(layer: nn.Module, a: Tensor | None, relevance: Tensor, first: bool) -> Tensor:
+def _down(layer: nn.Module, positive: Positive, a: Tensor | None, relevance: Tensor, first: bool) -> Tensor:
     """The relevance of a layer's input `a` from the relevance of its output, by the z+ rule. May overwrite `relevance`.
 
     `rules._zplus` is the same rule for networks of any form, whose inputs may be negative.
@@ -87,14 +115,14 @@ def _down(layer: nn.Module, a: Tensor | None, relevance: Tensor, first: bool) ->
     first: whether the layer is the first convolution.
     """
     if isinstance(layer, nn.Linear):
-        positive = layer.weight.clamp(min=0)
-        return product(relevance.div_(product(a, positive.T).add_(EPS)), positive).mul_(a)
+        weight = positive(layer)
+        return product(relevance.div_(product(a, weight.T).add_(EPS)), weight).mul_(a)
     if isinstance(layer, nn.Conv2d):
-        positive = layer.weight.clamp(min=0)
+        weight = positive(layer)
         geometry = Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
         inputs = torch.ones_like(a[:1]) if first else a  # one image of ones serves the whole batch
-        share = relevance.div_(F.conv2d(inputs, positive, None, *geometry).add_(EPS))
-        back = transposed(share, positive, geometry, a.shape)
+        share = relevance.div_(F.conv2d(inputs, weight, None, *geometry).add_(EPS))
+        back = transposed(share, weight, geometry, a.shape)
         return back if first else back.mul_(a)
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
         return average_pool(a, relevance, layer.kernel_size, layer.stride, layer.padding, layer.ceil_mode)

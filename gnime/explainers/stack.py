@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout)
+KINDS = (nn.Sequential, *LAYERS)
+FORWARD = {kind.forward: kind for kind in KINDS}
 
 
 def layers(model: nn.Module) -> list[nn.Module] | None:
@@ -15,7 +17,7 @@ def layers(model: nn.Module) -> list[nn.Module] | None:
     None: it has a module that is not one of `LAYERS`, has a forward of its own, or has hooks. An object that stands in several
     places is listed for each of them.
     """
-    if not _is_as_pytorch_wrote_it(model) or getattr(model, "return_indices", False):
+    if not _is_as_pytorch_wrote_it(model) or vars(model).get("return_indices"):
         return None
     if not isinstance(model, nn.Sequential):
         return [] if isinstance(model, nn.Dropout) else [model]
@@ -29,7 +31,7 @@ def layers(model: nn.Module) -> list[nn.Module] | None:
 
 def _is_as_pytorch_wrote_it(module: nn.Module) -> bool:
     """Whether the module computes what the one of `LAYERS` computes from which it is derived, and that alone."""
-    inherited = any(type(module).forward is kind.forward for kind in (nn.Sequential, *LAYERS) if isinstance(module, kind))
+    inherited = isinstance(module, KINDS) and isinstance(module, FORWARD.get(type(module).forward, ()))
     return inherited and not ("forward" in vars(module) or module._forward_pre_hooks or module._forward_hooks)
 
 
