@@ -110,7 +110,14 @@ def _entries(folder: Path) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
     """Files and folders in a folder, by name, without hidden ones."""
     with os.scandir(folder) as found:
         entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    return [entry for entry in entries if not entry.is_dir()], [entry for entry in entries if entry.is_dir()]
+    return [entry for entry in entries if not _is_folder(entry)], [entry for entry in entries if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _add_class(path: Path, listing: Listing) -> None:
