@@ -9,7 +9,7 @@ from PIL import Image
 
 from gnime.registry import ROWS, colour
 from gnime.report import docs, figures, paper
-from gnime.report.paper import RELEASE
+from gnime.report.groups import RELEASE
 from gnime.reproduce import main
 
 REPOSITORY = Path(__file__).parent.parent

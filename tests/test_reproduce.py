@@ -21,7 +21,8 @@ from gnime import cells, pipeline, reproduce, resuming, store, system, training
 from gnime.config import OFFICIAL
 from gnime.errors import Stopped
 from gnime.report import docs
-from gnime.report.paper import values
+from gnime.report.groups import values
+from gnime.report.paper import reduced_tables
 
 REPOSITORY = Path(__file__).parent.parent
 CELL = ["--preset", "reduced", "--targets", "digits", "--xai", "lrp", "--seeds", "0", "--gpu", "-1"]
@@ -394,7 +395,10 @@ def test_residual_leakage_by_different_attackers_is_not_averaged():
         run["settings"]["expmi"]["residual_leakage"] = leak
     assert values([one, other], "expmi", "residual_leakage") == [0.2, 0.4]
     other["configuration"]["attackers"] = ["predmi", "expmi", "kernel"]
-    assert values([one, other], "expmi", "residual_leakage") == [] and values([one, other], "expmi", "mse") == [0.1, 0.1]
+    assert values([one, other], "expmi", "residual_leakage") == [0.4] and values([one, other], "expmi", "mse") == [0.1, 0.1]
+    text = "\n".join(reduced_tables([one, other]))
+    assert "Residual leakage: of seed 1, with the attackers predmi, expmi, kernel; the other seeds had fewer." in text
+    assert "the other seeds" not in "\n".join(reduced_tables([other]))
 
 
 def test_what_is_asked_twice_is_measured_once(runner):

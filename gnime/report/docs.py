@@ -12,7 +12,8 @@ from ..ownfiles import own_name
 from ..registry import EXPLAINERS, find_row
 from ..store import digest_of, write_text
 from . import figures
-from .paper import document, read_paper, settings_of, values, whole_modes
+from .groups import settings_of, values, whole_modes
+from .paper import document, read_paper
 
 DOCS = Path("docs/results.md")
 PRESETS = ("paper", "reduced")  # folders of results/

@@ -3,19 +3,19 @@
 import csv
 import itertools
 import statistics
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 from ..config import OFFICIAL
 from ..registry import EXPLAINERS, METRICS, PAPER_EXPLAINERS, PAPER_ROWS, RESIDUAL, in_order
+from .groups import DEFAULT, RELEASE, comparable, group, settings_of, values, whole_modes
 
 PAPER = Path("docs/table1.csv")
 PAPER_METRICS = ("mse", "ssim", "tca", "deepsim")  # in every one of the paper's tables
 TITLES = {name: metric.title for name, metric in METRICS.items()} | {RESIDUAL: "residual leakage"}
 TARGETS = ("mnist", "cifar10", "celeba")  # of the paper's table; its ImageNet-100 is not a target of ours
-DEFAULT, RELEASE = (), tuple(OFFICIAL)  # none of the authors' choices repeated, and all
 
 
 def read_paper() -> dict[tuple[str, str, str, str], tuple[float, float]]:
@@ -38,34 +38,9 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
-def group(runs: list[dict]) -> dict[tuple, list[dict]]:
-    """Runs that differ in their seed alone: (target, xai, official) -> runs."""
-    groups: dict[tuple, list[dict]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: run["seed"]):
-        groups[run["target"], run["xai"], tuple(run["configuration"]["official"])].append(run)
-    return groups
-
-
-def whole_modes(runs: list[dict]) -> dict[tuple, list[dict]]:
-    """The groups of the default mode and of the whole release; runs of single choices are only compared with them."""
-    return {key: seeds for key, seeds in group(runs).items() if key[2] in (DEFAULT, RELEASE)}
-
-
-def values(runs: list[dict], setting: str, metric: str) -> list:
-    """A metric of every run that has it; residual leakage only where all runs have the same attackers."""
-    mixed = metric == RESIDUAL and len({tuple(run["configuration"].get("attackers", ())) for run in runs}) > 1
-    found = [run["settings"][setting].get(metric) for run in runs if setting in run["settings"]]
-    return [value for value in found if value is not None and not mixed]
-
-
 def _metrics(runs: list[dict]) -> list[str]:
     """Metrics that any of the runs has, in the order of the registry: a new metric adds no column to older runs' tables."""
     return [metric for metric in TITLES if any(metric in numbers for run in runs for numbers in run["settings"].values())]
-
-
-def settings_of(runs: list[dict]) -> list[str]:
-    """Rows that any of the runs has, in the order of tables."""
-    return in_order({setting for run in runs for setting in run["settings"]})
 
 
 def paper_tables(runs: list[dict], unmeasured: bool = True) -> list[str]:
@@ -114,6 +89,9 @@ def reduced_tables(runs: list[dict]) -> list[str]:
                                    for metric in metrics])
             spreads.append([label, *_over_images(seeds, setting)])
         lines += _table(["setting", *(TITLES[metric] for metric in metrics)], rows)
+        if len(alike := comparable(seeds)) < len(seeds):
+            lines += [f"Residual leakage: of seed {', '.join(str(run['seed']) for run in alike)}, with the attackers "
+                      f"{', '.join(alike[0]['configuration']['attackers'])}; the other seeds had fewer.", ""]
         lines += _table(["setting", "MSE over images: median [5 %, 95 %]", "mean: 95 % interval"], spreads)
         lines += [*_observations(seeds), ""]
     return lines
