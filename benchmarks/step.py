@@ -4,6 +4,7 @@ The plain side is fp32 throughout, also where ours is bf16. On a processor witho
 ask for it, bf16 is not measured.
 """
 
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ from gnime.models.injector import Injector, two_player_step
 from gnime.models.inversion import ExpMI, PredMI
 from gnime.networks import build, classifier_spec
 from gnime.ops import accelerate
+from gnime.products import training_products
 from gnime.system import retain_freed_memory
 from gnime.training import cross_entropy, mean_squared_error
 
@@ -34,8 +36,13 @@ def arranged(things, ours):
             else channels_last(thing) if thing.ndim == 4 else thing for thing in things]
 
 
-def autocast(on):
-    return torch.autocast("cpu", torch.bfloat16, enabled=on)
+def conditions(ours, bf16):
+    """What a training step runs in."""
+    stack = ExitStack()
+    stack.enter_context(torch.autocast("cpu", torch.bfloat16, enabled=bf16))
+    if ours:
+        stack.enter_context(training_products())
+    return stack
 
 
 def injector_step(batch, ours, bf16=False):
@@ -47,7 +54,7 @@ def injector_step(batch, ours, bf16=False):
     def work():
         for adam in optimisers:
             adam.zero_grad()
-        with autocast(bf16):
+        with conditions(ours, bf16):
             step(*networks, eyx, 100.0)
         for adam in optimisers:
             adam.step()
@@ -61,9 +68,9 @@ def supervised_step(network, loss, batch, ours, bf16):
 
     def work():
         adam.zero_grad()
-        with autocast(bf16):
+        with conditions(ours, bf16):
             value = loss(network, batch)
-        value.backward()
+            value.backward()
         adam.step()
 
     return work

@@ -21,8 +21,18 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def products(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     """out = a @ b, or out += a @ b, matrix by matrix, not differentiable. a (P, M, K), b (P, K, N), out (P, M, N)."""
-    with _batches_by_onednn():
+    if getattr(_thread, "trains", False) and _onednn_keeps_32_bits():
+        with _less_precise_allowed():
+            torch.baddbmm(out, a, b, beta=int(add), out=out)
+    elif not _for_onednn(a[0], b[0]):
         torch.baddbmm(out, a, b, beta=int(add), out=out)
+    else:
+        for one, other, place in zip(a, b, out, strict=True):
+            found = product(one, other)
+            if add:
+                place += found
+            else:
+                place.copy_(found)
 
 
 def _for_onednn(a: Tensor, b: Tensor) -> bool:
@@ -31,43 +41,50 @@ def _for_onednn(a: Tensor, b: Tensor) -> bool:
     return _ONEDNN is not None and exact and not differentiated and len(a) * b.numel() > FEW
 
 
+_thread, _setting = threading.local(), threading.Lock()
+
+
 @contextmanager
-def _batches_by_onednn() -> Iterator[None]:
-    """Here `torch.baddbmm` of 32-bit numbers is oneDNN's, in 32 bits.
+def training_products() -> Iterator[None]:
+    """In this thread, `products` are one call of oneDNN's, which is faster than one for each matrix.
 
-    PyTorch chooses oneDNN where the products may be less precise, as they are with AMX. The setting is that of the whole
-    process, so only one thread at a time changes it.
+    PyTorch takes oneDNN for its batched product of 32-bit numbers only where a setting of the whole process allows less precise
+    ones. Another thread's `@` can meet the setting and then rounds in another order. So it is for training, and services keep
+    to oneDNN's product of two matrices.
     """
-    if not _onednn_keeps_32_bits():
+    before = getattr(_thread, "trains", False)
+    _thread.trains = True
+    try:
         yield
-        return
-    with _SETTING, _less_precise_allowed():
-        yield
-
-
-_SETTING = threading.Lock()
+    finally:
+        _thread.trains = before
 
 
 @contextmanager
 def _less_precise_allowed() -> Iterator[None]:
+    """oneDNN makes use of it with AMX alone. A user's own setting is kept."""
     setting = torch.backends.mkldnn.matmul
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        setting.fp32_precision = before
+    with _setting:
+        changed = setting.fp32_precision == "none"
+        if changed:
+            setting.fp32_precision = "bf16"
+        try:
+            yield
+        finally:
+            if changed:
+                setting.fp32_precision = "none"
 
 
 @cache
 def _onednn_keeps_32_bits() -> bool:
     """Whether PyTorch has the setting, the processor has no AMX, and a product is indeed precise to 32 bits."""
+    if not hasattr(torch.backends.mkldnn, "matmul") or not hasattr(torch.cpu, "get_capabilities"):
+        return False  # an older PyTorch
     found = torch.cpu.get_capabilities()
-    amx = any(has for name, has in found.items() if name.startswith("amx"))
-    if amx or found.get("architecture") != "x86_64" or not hasattr(torch.backends.mkldnn, "matmul"):
+    if found.get("architecture") != "x86_64" or any(has for name, has in found.items() if name.startswith("amx")):
         return False
     a = torch.linspace(0, 99, 2 * 64 * 256).sin().view(2, 64, 256)
     exact = torch.bmm(a.double(), a.double().mT)
-    with _SETTING, _less_precise_allowed():
+    with _less_precise_allowed():
         error = (torch.bmm(a, a.mT) - exact).abs().max() / exact.max()
     return error.item() < 1e-5  # 3e-7 in 32 bits, 2e-4 with factors of 16 bits

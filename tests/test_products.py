@@ -1,12 +1,13 @@
 """The matrix product that explainers and fast formulations take."""
 
+import contextlib
 import threading
 
 import pytest
 import torch
 
 import gnime.products as products_module
-from gnime.products import product, products
+from gnime.products import product, products, training_products
 
 
 @pytest.fixture
@@ -38,57 +39,84 @@ def test_product_is_the_one_in_float64(m, k, n, a_strided, b_strided, calls):
     assert calls == [(m, k)]
 
 
-@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("how", ["training", "training, less precise", "one by one", "PyTorch's"])
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize(("m", "k", "n"), [(40, 50, 30), (1, 7, 5), (128, 300, 64), (33, 1024, 129)])
-def test_products_matrix_by_matrix(m, k, n, transposed, onednn, monkeypatch):
-    if not onednn:
+def test_products_matrix_by_matrix(m, k, n, transposed, how, calls, monkeypatch):
+    if how == "training, less precise":
         monkeypatch.setattr(products_module, "_onednn_keeps_32_bits", lambda: False)
-    before = torch.get_float32_matmul_precision()
+    if how == "PyTorch's":
+        monkeypatch.setattr(products_module, "FEW", m * k * n)
     torch.manual_seed(0)
     a, b = torch.randn(3, k, m).mT if transposed else torch.randn(3, m, k), torch.randn(3, n, k).mT
     exact, bound = a.double() @ b.double(), k * 2.0**-24 * (a.double().abs() @ b.double().abs())
     out = torch.full((3, m, n), torch.nan)  # what the memory held must not be read
-    products(a, b, out)
-    assert ((out - exact).abs() <= bound).all()
-    products(a, b, out, add=True)
-    assert ((out - 2 * exact).abs() <= 4 * bound).all()
-    out = exact * 0
-    products(a.double(), b.double(), out)
-    torch.testing.assert_close(out, exact)
-    assert torch.get_float32_matmul_precision() == before
+    with training_products() if how.startswith("training") else contextlib.nullcontext():
+        products(a, b, out)
+        assert ((out - exact).abs() <= bound).all()
+        products(a, b, out, add=True)
+        assert ((out - 2 * exact).abs() <= 4 * bound).all()
+        one_by_one = how == "one by one" or how.startswith("training") and not products_module._onednn_keeps_32_bits()
+        assert calls == [(m, k)] * 6 * one_by_one
+        out = exact * 0
+        products(a.double(), b.double(), out)
+        torch.testing.assert_close(out, exact)
 
 
-def test_onednn_is_not_asked_where_its_products_are_less_precise(monkeypatch):
-    if not hasattr(torch.backends.mkldnn, "matmul"):
-        pytest.skip("this PyTorch does not have the setting")
-    decide, setting = products_module._onednn_keeps_32_bits.__wrapped__, torch.backends.mkldnn.matmul
-    found = torch.cpu.get_capabilities()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found | {"amx_bf16": True})
-    assert not decide()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", "amx_bf16": False})
-    original = torch.bmm
-    if decide():
-        monkeypatch.setattr(torch, "bmm", lambda a, b: original(a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype))
-                            if a.dtype == torch.float32 else original(a, b))
+@pytest.fixture
+def setting():
+    if not hasattr(torch.backends.mkldnn, "matmul") or not products_module._onednn_keeps_32_bits():
+        pytest.skip("this PyTorch or this processor does not have the faster products")
+    yield torch.backends.mkldnn.matmul
+    torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def test_onednn_is_not_asked_where_its_products_are_less_precise(monkeypatch, setting):
+    decide, found, original = products_module._onednn_keeps_32_bits.__wrapped__, torch.cpu.get_capabilities(), torch.bmm
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: found | {"amx_bf16": True})
         assert not decide()
+    with monkeypatch.context() as patch:
+        patch.delattr(torch.cpu, "get_capabilities")  # an older PyTorch
+        assert not decide()
+    assert decide()
+    monkeypatch.setattr(torch, "bmm", lambda a, b: original(a.bfloat16().to(a.dtype), b.bfloat16().to(b.dtype))
+                        if a.dtype == torch.float32 else original(a, b))
+    assert not decide()
     assert setting.fp32_precision == "none"
 
 
-def test_the_setting_returns_after_an_error_and_among_threads():
-    if not hasattr(torch.backends.mkldnn, "matmul"):
-        pytest.skip("this PyTorch does not have the setting")
-    setting = torch.backends.mkldnn.matmul
-    with pytest.raises(RuntimeError):
-        products(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
-    assert setting.fp32_precision == "none"
-    one, out = torch.rand(2, 64, 64), [torch.empty(2, 64, 64) for _ in range(4)]
-    threads = [threading.Thread(target=lambda place=place: [products(one, one, place) for _ in range(50)]) for place in out]
-    for thread in threads:
+def test_the_setting_is_that_of_before(setting):
+    a = torch.rand(2, 64, 64)
+    seen, original = [], torch.baddbmm
+
+    def watched(*args, **named):
+        seen.append(setting.fp32_precision)
+        return original(*args, **named)
+
+    with pytest.MonkeyPatch.context() as patch, training_products():
+        patch.setattr(torch, "baddbmm", watched)
+        products(a, a, torch.empty_like(a))
+        assert seen == ["bf16"] and setting.fp32_precision == "none"
+        with pytest.raises(RuntimeError):
+            products(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
+        assert setting.fp32_precision == "none"
+        setting.fp32_precision = "ieee"  # the user's own
+        products(a, a, torch.empty_like(a))
+        assert seen[-1] == setting.fp32_precision == "ieee"
+
+
+def test_other_threads_keep_the_setting_out(setting, monkeypatch):
+    """A service answers bit for bit while no training runs, in whatever thread."""
+    seen = []
+    monkeypatch.setattr(torch, "baddbmm", lambda *args, **named: seen.append(setting.fp32_precision))
+    a = torch.rand(2, 4, 4)
+    with training_products():
+        thread = threading.Thread(target=products, args=(a, a, torch.empty_like(a)))
         thread.start()
-    for thread in threads:
         thread.join()
-    assert setting.fp32_precision == "none" and all(place.equal(out[0]) for place in out)
+    products(a, a, torch.empty_like(a))
+    assert seen == ["none", "none"]
 
 
 def test_positive_numbers_keep_their_digits_however_small(calls):
