@@ -56,7 +56,7 @@ def compare(report: Report, step: str, batch: int, rounds: int) -> None:
 
     report.claim(f"{title}, busy / idle", ratio(busy["ours"], idle["ours"]), 3.5, at_most=True)
     report.claim(f"{title}, idle, ours / library", ratio(idle["ours"], idle["library"]), 1.05, at_most=True)
-    print(f"{title}, busy / idle with the library's default: {ratio(busy['library'], idle['library']):.2f}")
+    report.number(f"{title}, busy / idle with the library's default", ratio(busy["library"], idle["library"]))
 
 
 def main(chosen: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from .duplicates import count_across, find_copies
 from .errors import printable
 from .system import permutation
 
-BURST = 1.5  # an injector's distortion near the end, in medians of the second half of its epochs
+BURST = 1.5  # an injector's distortion near the end, in lower quartiles of the second half of its epochs
 HARDLY = 1 / 255  # standard deviation over images, averaged over pixels: a grey level
 COMPARED, ORDERS = 600, 199  # rows and random orders of `unrelated`: answers in a random order pass with a chance of 1 / 200
 FEWEST = 10  # rows that have another answer than most; with 5, a fifth of sound records would be warned of
@@ -46,12 +46,13 @@ def warnings_about_training(name: str, history: list) -> list[str]:
     and take up to tens of epochs to come back.
     """
     distortion = np.asarray(history, np.float64)[:, 0]
-    usual, largest = np.median(distortion[len(distortion) // 2 :]), distortion[-max(len(distortion) // 10, 1) :].max()
+    usual = np.quantile(distortion[len(distortion) // 2 :], 0.25)  # bursts may take half of these epochs
+    largest = distortion[-max(len(distortion) // 10, 1) :].max()
     if largest <= BURST * usual:
         return []
     return [f"{name}: its training was not steady at its end: in the last tenth of the epochs the distortion reaches "
-            f"{largest:.2g}, the median of the second half of the epochs is {usual:.2g}, so another number of epochs gives "
-            f"other results"]
+            f"{largest:.2g}, and in a quarter of the second half of the epochs it is below {usual:.2g}, so another number of "
+            f"epochs gives other results"]
 
 
 def unrelated(images: Rows, answers: Rows) -> bool:

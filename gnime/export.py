@@ -20,7 +20,7 @@ PROGRAM = "python -m gnime.export"
 FORMATS = (".onnx", ".pt2")
 # flags of the scripts that files of a root tell, and those that they do not
 TOLD = {"seed": "--seed", "limit": "--limit", "size": "--image-size", "width": "--width", "official": "--official"}
-NOT_TOLD = ("--datasets", "--epochs", "--batch-size", "--lr", "--precision", "--attackers")
+NOT_TOLD = ("--datasets", "--epochs", "--batch-size", "--lr", "--precision")
 
 
 def parser() -> Parser:
@@ -80,6 +80,7 @@ def command(run: Run, script: str) -> str:
     """The command of a script, with the flags that the files of the root tell, and the names of those that they do not."""
     told = _told(Paths(run))
     others = [*(flag for name, flag in TOLD.items() if name not in told), *NOT_TOLD]
+    others += ["--attackers"] if script == "eval" else []
     sizes = {name: told.pop(name) for name in ("width", "size") if name in told}
     run = replace(run, target=replace(run.target, **sizes), **told)
     return f"{run.command(script)} (and {', '.join(others)}, where the run had them)"

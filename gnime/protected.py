@@ -129,7 +129,7 @@ class Protected:
             prediction = self._victim(images)
             return self._defence(None, self._public(prediction)), prediction
         with NotedLogits() as noted:  # computed on the way, so the victim runs once
-            clean = self._explain(self._victim, images)
+            clean = self._explain(self._victim, images).detach()  # an explainer of one's own may keep its graph
         at_hand = self._is_ours and noted and len(noted[-1]) == len(images)
         prediction = noted[-1] if at_hand else self._victim(images)
         return self._defence(clean, self._public(prediction)), prediction

@@ -203,12 +203,12 @@ def _here(command: str, options: argparse.Namespace, cell: Cell) -> str:
     shown = portable(run, SOMEWHERE)
     pairs = [(shown.victim, run.victim), (str(shown.datasets), str(run.datasets)),
              *((told, here) for (_, told), (_, here) in zip(shown.files, run.files, strict=True))]
-    for told, here in pairs:
-        if told != here:
-            command = command.replace(shlex.quote(told), shlex.quote(here))
-    places = {name: getattr(options, name) for name in ("root", "results", "gpu", "jobs")}
-    return " ".join([command, *(f"--{name} {shlex.quote(str(place))}" for name, place in places.items()
-                                if place != parser().get_default(name))])
+    places, words = dict(pairs), shlex.split(command)
+    words = [places.get(word, word) for word in words]
+    for name in ("datasets", "root", "results", "gpu", "jobs"):
+        if f"--{name}" not in words and (place := getattr(options, name)) != parser().get_default(name):
+            words += [f"--{name}", str(place)]
+    return shlex.join(words)
 
 
 def evaluation_seconds(budget: float) -> float:

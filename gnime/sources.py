@@ -57,9 +57,10 @@ def open_source(run: Run) -> Source:
         return _mnist(run)
     if target.source in ("arrays", "record"):
         return _arrays(run)
-    if target.source == "cifar10":
+    if target.source == "cifar10" and not _as_folders(run):
         originals.check_place_of_cifar10(run.datasets)
-    return _cifar10(run) if target.source == "cifar10" and not _as_folders(run) else _pictures(run)
+        return _cifar10(run)
+    return _pictures(run)
 
 
 def fingerprint(run: Run) -> dict | None:
@@ -101,9 +102,9 @@ def _of_arrays(folder: records.Folder) -> dict:
 
 
 def _as_folders(run: Run) -> bool:
-    """Whether CIFAR-10 lies there as folders of pictures. An empty folder is not a data set."""
+    """Whether CIFAR-10 lies there as folders of pictures. Neither an empty folder nor the original files are."""
     folder = run.datasets / run.target.folder
-    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
+    return folder.is_dir() and any(path.is_dir() and path.name != originals.CIFAR10_FOLDER for path in folder.iterdir())
 
 
 def _digits(target: Target) -> Source:

@@ -132,17 +132,19 @@ def test_images_that_hardly_differ_are_named():
 
 
 def test_an_injector_with_a_burst_near_its_end_is_named():
-    steady = [[value, 0.1, 0.1] for value in (*np.linspace(9, 2, 20), *[2.1, 2.1, 1.9, 2.2] * 5)]
+    steady = [[value, 0.1, 0.1] for value in (*np.linspace(9, 2, 20), *[2.1, 2.1, 2.1, 2.2] * 5)]
     assert checks.warnings_about_training("injector", steady) == []
     assert checks.warnings_about_training("injector", [[9.0, 0.1, 0.1]]) == []
     for epoch in (-1, -4):  # the last tenth are four epochs
         burst = [list(losses) for losses in steady]
         burst[epoch][0] = 5.0
         (line,) = checks.warnings_about_training("gnime@30 injector", burst)
-        assert line.startswith("gnime@30 injector: ") and "reaches 5, the median" in line and "epochs is 2.1," in line
+        assert line.startswith("gnime@30 injector: ") and "reaches 5, and" in line and "it is below 2.1," in line
     burst = [list(losses) for losses in steady]
     burst[-5][0] = 5.0
     assert checks.warnings_about_training("injector", burst) == []
+    inside = [[value, 0.1, 0.1] for value in [9.0] * 20 + [2.0] * 6 + [5.0] * 14]  # the end lies in a long burst
+    assert checks.warnings_about_training("injector", inside)
 
 
 def test_rows_are_compared_one_by_one():

@@ -163,7 +163,7 @@ def test_a_cell_that_the_budget_cuts_leaves_its_finished_settings(runner, small_
     assert list(cut["settings"]) == ["predmi", "expmi"] and "not finished, left out: rnd, gnime" in cut["warnings"]
     assert "--settings predmi expmi" in cut["command"]
     (finish,) = [line.removeprefix("to add them: ") for line in out.splitlines() if line.startswith("to add them: ")]
-    assert "missing: rnd, gnime (one seed)" in out.splitlines()
+    assert "missing: rnd, gnime (seed 0)" in out.splitlines()
     asked = reproduce.parser().parse_args(shlex.split(finish)[3:])
     assert asked.settings == ["predmi", "expmi", "rnd", "gnime"] and asked.seeds == [0] and asked.root == Path(".reproduce")
     assert runner(*CELL, *FOUR)[0] == 0
@@ -174,10 +174,14 @@ def test_the_command_that_finishes_has_the_places_of_this_machine(runner):
     given = ["--targets", "orl_faces", "--datasets", str(runner.folder / "my sets"), "--root", "r", "--results", "some where",
              "--gpu", "-1"]
     options, cell = reproduce.parser().parse_args(given), ("orl_faces", "lrp", 0)
-    line = reproduce._here("python -m gnime.reproduce --datasets '/path/to/my sets' --settings predmi", options, cell)
-    asked = reproduce.parser().parse_args(shlex.split(line)[3:])
-    assert (asked.datasets, asked.root, asked.results) == (runner.folder / "my sets", Path("r"), Path("some where"))
-    assert asked.gpu == -1, "where there is a GPU, its precision is another one"
+    for told in ("--datasets '/path/to/my sets' ", ""):
+        line = reproduce._here(f"python -m gnime.reproduce {told}--results '/path/to/my sets.py'", options, cell)
+        asked = reproduce.parser().parse_args(shlex.split(line)[3:])
+        assert (asked.datasets, asked.root) == (runner.folder / "my sets", Path("r"))
+        assert asked.results == Path("/path/to/my sets.py"), "only a whole word is a place"
+        assert asked.gpu == -1, "where there is a GPU, its precision is another one"
+    line = reproduce._here("python -m gnime.reproduce --settings predmi", options, cell)
+    assert reproduce.parser().parse_args(shlex.split(line)[3:]).results == Path("some where")
 
 
 def test_a_cell_that_the_budget_cuts_loses_no_row(runner, monkeypatch):

@@ -187,7 +187,7 @@ def test_one_seed_has_no_spread(digits):
     assert "One seed: no spread" in text and "±" not in text
     lines = seeds.lines(digits[:1])
     assert lines[0] == "digits, lrp: one seed: no spread" and not any("±" in line for line in lines)
-    assert lines[-1].startswith("publish: cond-mean (mean explanation given the prediction). This is the verdict of one seed. "
+    assert lines[-1].startswith("publish: cond-mean (mean explanation given the prediction). This is the verdict of seed 0. "
                                 "Its maps correlate by 0.92 with the true ones. By measurement they leave 10 % of the leak, ")
     digits[0]["configuration"]["layer"] = "conv2"
     assert seeds.lines(digits[:1])[0] == "digits, lrp of conv2: one seed: no spread"
@@ -233,7 +233,7 @@ def test_stronger_attackers_and_missing_rows(digits):
     for run in digits:
         del run["settings"]["gnime"]
     assert seeds.sentence(seeds.gather(digits)).startswith("No defence was measured")
-    assert seeds.agreement(seeds.gather(digits)).startswith("nothing yet, because no defence has numbers that hold. Not ")
+    assert seeds.agreement(seeds.gather(digits)).startswith("nothing yet, because no defence was measured. Not ")
     unknown = copy.deepcopy(digits)
     for run in unknown:
         run["settings"]["rnd"] = run["settings"]["expmi"] | {"residual_leakage": None, "title": "Gaussian noise"}

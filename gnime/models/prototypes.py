@@ -12,8 +12,8 @@ class Prototypes(nn.Module):
     """The prototype of the predicted class that is nearest to the explanation: log2 K bits, where a class has K of them.
 
     `gnime.defences.prototypes` fits the buffers. `owner` is each prototype's class, `images` the number of images whose mean it
-    is. `offsets` (classes, prototypes) is in no file: it follows from the others when a state dict is loaded. Every class has
-    a prototype.
+    is. `squares` (prototypes,) is in no file: it follows from `prototypes` when a state dict is loaded. Every class has a
+    prototype.
 
     Args:
         shape: of one map, (K, S, S).
@@ -25,22 +25,19 @@ class Prototypes(nn.Module):
         self.register_buffer("prototypes", torch.zeros(prototypes, *shape))
         self.register_buffer("owner", torch.zeros(prototypes, dtype=torch.long))
         self.register_buffer("images", torch.zeros(prototypes, dtype=torch.long))
-        self.register_buffer("offsets", torch.zeros(1, prototypes), persistent=False)
-        self.register_load_state_dict_post_hook(_set_offsets)
+        self.register_buffer("squares", torch.zeros(prototypes), persistent=False)
+        self.register_load_state_dict_post_hook(_set_squares)
 
     def forward(self, explanation: Tensor, prediction: Tensor) -> Tensor:
         """explanation (N, K, S, S), prediction (N, classes) logits. Returns maps like the explanation."""
-        offsets = self.offsets.index_select(0, prediction.argmax(1))  # (N, prototypes)
-        # squared distances less |e|^2; infinite where the prototype is of another class
+        # squared distances less |e|^2, infinite where the prototype is of another class: (N, prototypes)
+        offsets = torch.where(self.owner == prediction.argmax(1, keepdim=True), self.squares, torch.inf)
         away = torch.addmm(offsets, explanation.flatten(1), self.prototypes.flatten(1).T, alpha=-2)
         return self.prototypes.index_select(0, away.argmin(1))
 
 
-def _set_offsets(network: Prototypes, _) -> None:
-    """|c|^2 where prototype c is of the class, infinity elsewhere, (classes, prototypes)."""
-    squares = network.prototypes.flatten(1).square().sum(1)
-    classes = min(int(network.owner.max()) + 1, len(squares))  # whatever a file says, each has a prototype
-    network.offsets = torch.where(network.owner == torch.arange(classes, device=squares.device)[:, None], squares, torch.inf)
+def _set_squares(network: Prototypes, _) -> None:
+    network.squares = network.prototypes.flatten(1).square().sum(1)
 
 
 class ConditionalPrototypes(nn.Module):

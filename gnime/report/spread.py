@@ -128,12 +128,12 @@ def by_seed(texts: Iterable[tuple[str | None, int]], of: int) -> dict[str | None
     for text, seed in texts:
         found.setdefault(text, []).append(seed)
     everyone = _all(of)
-    return {text: everyone if len(which) == of else f"seed{'s' * (len(which) > 1)} {', '.join(map(str, which))}"
+    return {text: everyone if len(which) == of > 1 else f"seed{'s' * (len(which) > 1)} {', '.join(map(str, which))}"
             for text, which in found.items()}
 
 
 def _all(of: int) -> str:
-    return {1: "one seed", 2: "both seeds"}.get(of, f"all {of} seeds")
+    return "both seeds" if of == 2 else f"all {of} seeds"
 
 
 def gather(runs: list[dict], asked: Sequence[int] = ()) -> Seeds:

@@ -148,7 +148,8 @@ def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
     measure = f" Not measured here, and bounded: {' and '.join(untried)} (eval.py --settings)." if untried else ""
     if not defended:
         missing = " and ".join(lacking(rows))
-        why = f"no leak is known without {missing}" if missing else "no defence has numbers that hold"
+        held = "no defence has numbers that hold" if any(row.defended for row in rows.values()) else "no defence was measured"
+        why = f"no leak is known without {missing}" if missing else held
         return None, f"nothing yet, because {why}.{measure}"
     least = min(defended, key=lambda row: row.leak)
     return "predmi", (f"the prediction without a map. Every defended row leaks. The least is {least.name} ({least.title}) with "
