@@ -1,6 +1,7 @@
 """docs/results.md and the charts, against numbers worked out by hand."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from PIL import Image
 
 from gnime.registry import ROWS, colour
 from gnime.report import docs, figures, paper
+from gnime.report.defences import defence_tables
 from gnime.report.groups import RELEASE
+from gnime.report.verdict import judge
 from gnime.reproduce import main
 
 REPOSITORY = Path(__file__).parent.parent
@@ -222,3 +225,21 @@ def test_panels_share_rows_of_three_groups():
     three, one = dict.fromkeys("abc"), dict.fromkeys("a")
     assert figures._rows({"m": one, "c": three, "o": one, "d": one, "x": one, "four": dict.fromkeys("abcd")}) == [
         ["m", "o", "d"], ["c"], ["x"], ["four"]]
+
+
+def test_what_each_defence_leaves_and_keeps():
+    """The rows of the committed runs on digits with LRP, by hand from the files."""
+    runs = [json.loads(path.read_text()) for path in sorted((REPOSITORY / "results/reduced").glob("digits_lrp_seed?.json"))]
+    text = "\n".join(defence_tables(runs))
+    leaks, kept = ([100 * run["settings"]["gnime"]["residual_leakage"] for run in runs],
+                   [run["settings"]["gnime"]["pearson"] for run in runs])
+    (row,) = [line for line in text.splitlines() if line.startswith("| gnime |")]
+    assert row.startswith(f"| gnime | {statistics.mean(leaks):.0f} ± {statistics.stdev(leaks):.0f} % | "
+                          f"{statistics.mean(kept):.2f} ± {statistics.stdev(kept):.2f} | ")
+    dominators = set.intersection(*(set(judge(run).dominated["gnime"]) for run in runs))
+    assert set(row.split("|")[5].strip().split(", ")) == dominators != set()
+    assert "Publish: cond-mean (mean explanation given the prediction). This is the verdict of all 3 seeds." in text
+    low, high = (round(100 * bound) for bound in runs[0]["settings"]["gnime"]["residual_leakage_interval"])
+    assert f"| gnime | {leaks[0]:.0f} % [{low}, {high}] | " in "\n".join(defence_tables(runs[:1]))
+    older = [{name: value for name, value in run.items() if name != "verdict"} for run in runs]
+    assert defence_tables(older) == []

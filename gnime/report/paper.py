@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..config import OFFICIAL
 from ..registry import EXPLAINERS, METRICS, PAPER_EXPLAINERS, PAPER_ROWS, RESIDUAL, in_order
+from .defences import defence_tables
 from .groups import DEFAULT, RELEASE, comparable, group, settings_of, values, whole_modes
 
 PAPER = Path("docs/table1.csv")
@@ -246,16 +247,21 @@ def document(found: dict[str, list[dict]]) -> str:
         "# Results", "",
         "Written by `python -m gnime.reproduce --docs` from the files in `results/`, one per run. Mean ± standard deviation",
         "over seeds (victim, evaluation classifier, injector and attackers all reseeded). \"Not measured\": no run exists.", "",
+        "Residual leakage: what the best attacker recovers beyond the prediction; 0 % nothing, 100 % as much as from",
+        "undefended maps. Pearson: correlation of the published maps with the true ones. A row is dominated if another one is",
+        "better in one of the two beyond both intervals over test images, and not worse in the other beyond them, with every",
+        "seed.", "",
         f"## The paper's table{_in_precision(paper)}", "",
         "Paper: Table 1 of Jeong et al., NeurIPS 2022, mean ± standard deviation of five runs. diff/std: ours minus the",
         "paper's, in the paper's standard deviations. Only runs at the paper's sizes and epochs appear here.", "",
-        *_chart("paper", paper), *paper_tables(paper), *official_tables(paper),
+        *_chart("paper", paper), *paper_tables(paper), *defence_tables(paper), *official_tables(paper),
         *_other_precisions(found, "paper", "The paper's table", partial(paper_tables, unmeasured=False)),
         f"## Reduced configurations{_in_precision(reduced)}", "",
         "Smaller networks, fewer images and epochs, a larger learning rate: what a CPU can do. They show order and direction",
         "on real data and are not comparable with the paper's table. Over images: quantiles of the test images' MSE and the",
         "bootstrap interval of their mean, each averaged over seeds.", "",
-        *_chart("reduced", reduced), *(reduced_tables(reduced) or ["Not measured yet.", ""]), *official_tables(reduced),
+        *_chart("reduced", reduced), *defence_tables(reduced), *(reduced_tables(reduced) or ["Not measured yet.", ""]),
+        *official_tables(reduced),
         *_other_precisions(found, "reduced", "Reduced configurations", reduced_tables),
     ]).rstrip() + "\n"
 
@@ -269,7 +275,7 @@ def _other_precisions(found: dict[str, list[dict]], preset: str, heading: str, t
     lines = []
     for name, runs in found.items():
         if name.startswith(f"{preset}_"):
-            lines += [f"## {heading}{_in_precision(runs)}", "", *_chart(name, runs), *tables(runs)]
+            lines += [f"## {heading}{_in_precision(runs)}", "", *_chart(name, runs), *tables(runs), *defence_tables(runs)]
     return lines
 
 

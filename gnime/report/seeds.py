@@ -94,14 +94,14 @@ def summary(seeds: Seeds) -> list[dict]:
         words = by_seed(((judged(point, verdict), run["seed"]) for run, verdict, point in having), n)
         table.append({
             "row": name, "title": row.title, "n": n, "MSE": seeds.error(name).text(".4f", n),
-            **_shown(seeds, name),
+            **shown(seeds, name),
             "beside": f"{row.beside[0]}: {seeds.beside(name).text('%', n)}" if row.beside and name not in lacking(()) else "",
             "judged": [(word, which) for word, which in words.items()],
             "decisive attacker": row.attacker, "bound": "none" if row.bits is None else bits(row.bits)})
     return table
 
 
-def _shown(seeds: Seeds, name: str) -> dict[str, str]:
+def shown(seeds: Seeds, name: str) -> dict[str, str]:
     """Residual leakage and usefulness of a row. Those that are what they are by definition have no spread."""
     n, leak, kept = len(seeds.having(name)), seeds.leak(name), seeds.kept(name)
     if find_row(name).defence not in (None, "none"):
@@ -145,14 +145,14 @@ def render(runs: list[dict], pictures: dict[str, bytes], asked: Sequence[int] = 
                 published=published(first), attackers=_attackers(runs).items(),
                 verdicts=[(run["seed"], verdict.sentence, _publish(verdict.publish))
                           for run, verdict in zip(seeds.runs, seeds.verdicts, strict=True)],
-                leaks=[(name, [_leak(name, rows.get(name)) for rows in seeds.rows]) for name in seeds.names],
+                leaks=[(name, [leak_of_one(name, rows.get(name)) for rows in seeds.rows]) for name in seeds.names],
                 own_victim=first["configuration"].get("victim"), record="record" in first,
                 victims=len({run["networks"].get("victim", {}).get("digest") for run in seeds.runs}),
                 uncertain=percent((2 * max(n - 1, 1)) ** -0.5),
                 command=command(seeds), configuration=_configuration(seeds))
 
 
-def _leak(name: str, row: Point | None) -> str:
+def leak_of_one(name: str, row: Point | None) -> str:
     """Of one seed, with the interval over its test images where it is not so by definition."""
     if row is None or row.leak is None:
         return "not measured" if row is None else NOT_KNOWN
