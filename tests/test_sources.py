@@ -219,9 +219,13 @@ def test_cifar10_in_another_folder_is_found(tmp_path, place, remedy):
         open_source(resolve("prepare", ["--target", "cifar10", "--datasets", str(tmp_path)]))
     assert str(refused.value) == (f"--target cifar10: CIFAR-10 is expected in {tmp_path}/cifar-10-batches-py, and {file.name} "
                                   f"is in {file.parent}; {remedy.format(tmp_path)}")
+
+
+def test_cifar10_as_folders_beside_its_archive(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "cifar10/train" / name).mkdir(parents=True)
         Image.new("RGB", (32, 32)).save(tmp_path / "cifar10/train" / name / "1.png")
+    (tmp_path / "cifar10/cifar-10-python.tar.gz").touch()
     assert open_source(resolve("prepare", ["--target", "cifar10", "--datasets", str(tmp_path)])).classes == ["cat", "dog"]
 
 
