@@ -13,6 +13,7 @@ from .examples import Example
 
 _backend = os.environ.pop("MPLBACKEND", None)  # a notebook's own may not be installed here; a file needs none
 import matplotlib  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.patches import Rectangle  # noqa: E402
 
@@ -160,19 +161,19 @@ def seed_bars(path: Path, ours: dict, paper: dict) -> None:
     most = max(sum(len(ours[panel]) for panel in row) for row in rows)
     figure = Figure(figsize=(max(5.5, 3.4 * most), 2.7 * len(rows) + 0.7))
     grid = figure.add_gridspec(len(rows), most)
-    drawn = {}
+    drawn, colours = {}, _tints({name for groups in ours.values() for bars in groups.values() for name in bars})
     for i, row in enumerate(rows):
         start = 0
         for panel in row:
             axis = figure.add_subplot(grid[i, start : start + len(ours[panel])])
             start += len(ours[panel])
-            drawn |= _panel(axis, ours[panel], paper.get(panel, {}))
+            drawn |= _panel(axis, ours[panel], paper.get(panel, {}), colours)
             axis.set_title(panel, fontsize=10)
         figure.axes[-len(row)].set_ylabel("MSE (higher: safer)", fontsize=9)
     labels = in_order(drawn.keys() - {"paper"}) + [name for name in ("paper",) if name in drawn]
     figure.legend([drawn[name] for name in labels], labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8,
-                  ncols=len(labels) if most > 2 else 4, frameon=False, title="mean and standard deviation over seeds",
-                  title_fontsize=9)
+                  ncols=min(len(labels), 3 * most) if most > 2 else 4, frameon=False,
+                  title="mean and standard deviation over seeds", title_fontsize=9)
     figure.tight_layout()
     save(figure, path, digest_of((ours, paper)))
 
@@ -188,7 +189,16 @@ def _rows(panels: dict) -> list[list[str]]:
     return rows
 
 
-def _panel(axis, groups: dict, paper: dict) -> dict:
+def _tints(names: set[str]) -> dict[str, tuple]:
+    """The rows' colours. Rows of one colour, such as an injector's weights, get paler ones in their order."""
+    found: dict[str, list[str]] = {}
+    for name in in_order(names):
+        found.setdefault(colour(find_row(name)), []).append(name)
+    return {name: tuple(1 - (1 - part) * (1 - 0.75 * i / len(alike)) for part in to_rgb(base))
+            for base, alike in found.items() for i, name in enumerate(alike)}
+
+
+def _panel(axis, groups: dict, paper: dict, colours: dict) -> dict:
     """Draws one; returns what stands for each setting, and for the paper, in the legend."""
     drawn, at, ticks, pale = {}, 0, [], {"alpha": 0.45, "hatch": "////", "edgecolor": "white", "linewidth": 0}
     for title, bars in groups.items():
@@ -198,7 +208,7 @@ def _panel(axis, groups: dict, paper: dict) -> dict:
         for name, numbers in bars.items():
             style = {"width": width, "capsize": 2, "error_kw": {"linewidth": 1}}
             spread = np.std(numbers, ddof=1) if len(numbers) > 1 else None
-            style["color"] = colour(find_row(name))
+            style["color"] = colours[name]
             drawn[name] = axis.bar(at - (0.225 if known else 0), np.mean(numbers), yerr=spread, **style)
             if name in known:
                 mean, spread = known[name]
