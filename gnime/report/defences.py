@@ -31,7 +31,8 @@ def _rows(seeds: Seeds) -> list[str]:
     for name in seeds.names:
         numbers, row = shown(seeds, name), seeds.having(name)[0][2]
         leak = numbers["residual leakage"] if len(seeds.runs) > 1 else leak_of_one(name, row)
-        cells = name, leak, numbers["usefulness"], seeds.point(name).attacker, _dominated(seeds, name)
+        fewer = f" (n={n})" if (n := len(seeds.having(name))) < len(seeds.runs) else ""
+        cells = name + fewer, leak, numbers["usefulness"], seeds.point(name).attacker, _dominated(seeds, name)
         table.append(f"| {' | '.join(cells)} |")
     return table
 
