@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import run_of, write
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from gnime.registry import ROWS, colour
@@ -241,5 +242,13 @@ def test_what_each_defence_leaves_and_keeps():
     assert "Publish: cond-mean (mean explanation given the prediction). This is the verdict of all 3 seeds." in text
     low, high = (round(100 * bound) for bound in runs[0]["settings"]["gnime"]["residual_leakage_interval"])
     assert f"| gnime | {leaks[0]:.0f} % [{low}, {high}] | " in "\n".join(defence_tables(runs[:1]))
+    del runs[0]["settings"]["gnime"]
+    assert "| gnime (n=2) | " in "\n".join(defence_tables(runs))
     older = [{name: value for name, value in run.items() if name != "verdict"} for run in runs]
     assert defence_tables(older) == []
+
+
+def test_rows_of_one_colour_have_tints():
+    colours = figures._tints({"predmi", "gnime", "gnime@30", "gnime@1000"})
+    assert len(set(colours.values())) == 4 and colours["gnime"] == pytest.approx(to_rgb(colour(ROWS["gnime"])))
+    assert sum(colours["gnime"]) < sum(colours["gnime@30"]) < sum(colours["gnime@1000"]) < 3, "paler, and not white"

@@ -223,6 +223,13 @@ def test_a_defence_made_of_the_prediction_alone_answers_without_the_explainer(tm
     assert checked >= 1 and len(calls) == checked
 
 
+def test_the_defence_runs_without_a_graph_whatever_the_explainer_returns(tmp_path, victim):
+    path, seen = random_defence(tmp_path / "d.pt", "cond-prototypes", victim), []
+    protected = Protected.load(path, victim, lambda model, images: lrp(model, images.requires_grad_()))
+    protected._defence.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].requires_grad))
+    assert not protected.attribute(torch.rand(2, 3, 16, 16)).requires_grad and seen == [False]
+
+
 def test_the_victim_runs_once_unless_the_explainer_evaluates_it_elsewhere(tmp_path, victim):
     path, images = random_defence(tmp_path / "d.pt", "cond-prototypes", victim), torch.rand(3, 3, 16, 16)
     with torch.no_grad():

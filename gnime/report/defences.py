@@ -17,7 +17,8 @@ def defence_tables(runs: list[dict]) -> list[str]:
     for (name, xai, official), found in sorted(group(runs).items()):
         judged = [run for run in comparable(found) if "verdict" in run]
         if official == DEFAULT and judged:
-            seeds, attackers = gather(judged), [ATTACKERS[name].title for name in judged[0]["configuration"]["attackers"]]
+            seeds = gather(judged)
+            attackers = [ATTACKERS[attacker].title for attacker in judged[0]["configuration"]["attackers"]]
             numbers = ", ".join(map(str, seeds.numbers))
             made = f"Seeds {numbers}, mean ± standard deviation" if len(judged) > 1 else f"Seed {numbers}, 95 % over images"
             lines += [f"### {name}, {EXPLAINERS[xai].title}: what to publish", "",
