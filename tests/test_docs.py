@@ -11,7 +11,7 @@ from PIL import Image
 
 from gnime.registry import ROWS, colour
 from gnime.report import docs, figures, paper
-from gnime.report.defences import defence_tables
+from gnime.report.defences import defence_tables, summary_table
 from gnime.report.groups import RELEASE
 from gnime.report.verdict import judge
 from gnime.reproduce import main
@@ -246,6 +246,32 @@ def test_what_each_defence_leaves_and_keeps():
     assert "| gnime (n=2) | " in "\n".join(defence_tables(runs))
     older = [{name: value for name, value in run.items() if name != "verdict"} for run in runs]
     assert defence_tables(older) == []
+
+
+def test_readmes_table_by_hand(runner):
+    """The rows of the committed runs on digits with LRP, by hand from the files."""
+    runs = [json.loads(path.read_text()) for path in sorted((REPOSITORY / "results/reduced").glob("digits_lrp_seed?.json"))]
+    del runs[0]["settings"]["prototypes-16"]
+    for run in runs:
+        del run["settings"]["rnd"]
+    rows = [run["settings"]["gnime"] for run in runs]
+    leaks, kept = [100 * row["residual_leakage"] for row in rows], [row["pearson"] for row in rows]
+    heads, _, line = ([cell.strip() for cell in line.strip("|").split("|")] for line in summary_table(runs))
+    found = dict(zip(heads, line, strict=True))
+    assert found[""] == "digits, LRP (z+)" and found["seeds"] == "3" and found["`rnd`"] == "not measured"
+    assert found["`gnime`"] == f"{statistics.mean(leaks):.0f} ± {statistics.stdev(leaks):.0f} %, {statistics.mean(kept):.2f}"
+    assert found["`prototypes-16`"].endswith(" (n=2)")
+
+    write(runner, "reduced", *runs)
+    docs.README.write_text(f"before\n{docs.MARKS[0]}\nold\n{docs.MARKS[1]}\nafter\n")
+    code, out, _ = runner("--check")
+    assert code == 1 and "README.md differs" in out and "-old" in out and "+| digits, LRP (z+) | 3 | not measured |" in out
+    assert runner("--docs")[0] == 0 and runner("--check")[0] == 0
+    text = docs.README.read_text().splitlines()
+    assert text[:3] == ["before", docs.MARKS[0], ""] and text[3:-3] == summary_table(runs)
+    assert text[-3:] == ["", docs.MARKS[1], "after"]
+    docs.README.write_text("no place for a table\n")
+    assert runner("--docs")[0] == 0 and docs.README.read_text() == "no place for a table\n"
 
 
 def test_rows_of_one_colour_have_tints():

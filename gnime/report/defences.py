@@ -1,30 +1,57 @@
-"""What each row leaves of the leak and keeps of its maps, over seeds, for docs/results.md. Pure."""
+"""What each row leaves of the leak and keeps of its maps, over seeds, for docs/results.md and README.md. Pure."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 from ..registry import ATTACKERS, EXPLAINERS
 from .groups import DEFAULT, comparable, group
 from .seeds import agreement, leak_of_one, sentence, shown
 from .spread import Seeds, gather
 
+SUMMARISED = "rnd", "gnime@30", "gnime", "cond-mean", "prototypes-16", "cond-prototypes-8"  # one of each kind; README has room
+
 
 def defence_tables(runs: list[dict]) -> list[str]:
-    """For each target and explainer: residual leakage, usefulness and domination of every row, and what to publish.
+    """For each target and explainer: residual leakage, usefulness and domination of every row, and what to publish."""
+    lines = []
+    for title, seeds in _judged(runs):
+        first, numbers = seeds.runs[0], ", ".join(map(str, seeds.numbers))
+        attackers = [ATTACKERS[attacker].title for attacker in first["configuration"]["attackers"]]
+        made = f"Seeds {numbers}, mean ± standard deviation" if len(seeds.runs) > 1 else f"Seed {numbers}, 95 % over images"
+        lines += [f"### {title}: what to publish", "",
+                  f"{made}; {first['n']['test']} test images; attackers {', '.join(attackers)}.", "", *_rows(seeds), "",
+                  sentence(seeds), "", f"Publish: {agreement(seeds)}", ""]
+    return lines
+
+
+def summary_table(runs: list[dict]) -> list[str]:
+    """For each target and explainer one line: residual leakage and Pearson correlation of the rows SUMMARISED."""
+    table = [f"| | seeds | {' | '.join(f'`{name}`' for name in SUMMARISED)} |", "|---" * (2 + len(SUMMARISED)) + "|"]
+    for title, seeds in _judged(runs):
+        cells = [_cell(seeds, name) if seeds.having(name) else "not measured" for name in SUMMARISED]
+        table.append(f"| {title} | {len(seeds.runs)} | {' | '.join(cells)} |")
+    return table
+
+
+def _cell(seeds: Seeds, name: str) -> str:
+    leak, kept = shown(seeds, name)["residual leakage"], seeds.kept(name).mean
+    return f"{leak}, {'not known' if kept is None else format(kept, '.2f')}{_fewer(seeds, name)}"
+
+
+def _judged(runs: list[dict]) -> Iterator[tuple[str, Seeds]]:
+    """Title and seeds of each target and explainer.
 
     Only of the default mode, and of the seeds that had the most attackers. Older results without a verdict are left out.
     """
-    lines = []
     for (name, xai, official), found in sorted(group(runs).items()):
         judged = [run for run in comparable(found) if "verdict" in run]
         if official == DEFAULT and judged:
-            seeds = gather(judged)
-            attackers = [ATTACKERS[attacker].title for attacker in judged[0]["configuration"]["attackers"]]
-            numbers = ", ".join(map(str, seeds.numbers))
-            made = f"Seeds {numbers}, mean ± standard deviation" if len(judged) > 1 else f"Seed {numbers}, 95 % over images"
-            lines += [f"### {name}, {EXPLAINERS[xai].title}: what to publish", "",
-                      f"{made}; {judged[0]['n']['test']} test images; attackers {', '.join(attackers)}.", "", *_rows(seeds), "",
-                      sentence(seeds), "", f"Publish: {agreement(seeds)}", ""]
-    return lines
+            yield f"{name}, {EXPLAINERS[xai].title}", gather(judged)
+
+
+def _fewer(seeds: Seeds, name: str) -> str:
+    """The number of seeds that have the row, where it is not that of all."""
+    return f" (n={n})" if (n := len(seeds.having(name))) < len(seeds.runs) else ""
 
 
 def _rows(seeds: Seeds) -> list[str]:
@@ -32,8 +59,7 @@ def _rows(seeds: Seeds) -> list[str]:
     for name in seeds.names:
         numbers, row = shown(seeds, name), seeds.having(name)[0][2]
         leak = numbers["residual leakage"] if len(seeds.runs) > 1 else leak_of_one(name, row)
-        fewer = f" (n={n})" if (n := len(seeds.having(name))) < len(seeds.runs) else ""
-        cells = name + fewer, leak, numbers["usefulness"], seeds.point(name).attacker, _dominated(seeds, name)
+        cells = name + _fewer(seeds, name), leak, numbers["usefulness"], seeds.point(name).attacker, _dominated(seeds, name)
         table.append(f"| {' | '.join(cells)} |")
     return table
 

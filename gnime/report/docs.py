@@ -1,4 +1,5 @@
-"""docs/results.md and its charts from the files in `results/` alone: written, or compared with what is there."""
+"""docs/results.md, its charts and a table of README.md from the files in `results/` alone: written, or compared with what is
+there."""
 
 import difflib
 import json
@@ -12,10 +13,13 @@ from ..ownfiles import own_name
 from ..registry import EXPLAINERS, find_row
 from ..store import digest_of, write_text
 from . import figures
+from .defences import summary_table
 from .groups import settings_of, values, whole_modes
 from .paper import document, read_paper
 
 DOCS = Path("docs/results.md")
+README = Path("README.md")
+MARKS = "<!-- written by `python -m gnime.reproduce --docs` -->", "<!-- until here -->"  # before and after README's table
 PRESETS = ("paper", "reduced")  # folders of results/
 # of a run's file, what the tables read
 KINDS = {"target": str, "xai": str, "seed": int, "command": str, "commit": (str, type(None)), "settings": dict,
@@ -99,27 +103,41 @@ def charts(found: dict[str, list[dict]]) -> dict[Path, tuple[dict, dict]]:
     return made
 
 
+def texts(found: dict[str, list[dict]]) -> dict[Path, str]:
+    """docs/results.md, and README.md where it has a place for the table of the reduced runs, as the results make them."""
+    made = {DOCS: document(found)}
+    begin, end = MARKS
+    readme = README.read_text(encoding="utf-8") if README.exists() else ""
+    before, _, rest = readme.partition(begin)
+    _, mark, after = rest.partition(end)
+    if mark:
+        made[README] = "\n".join([before + begin, "", *summary_table(found.get("reduced", [])), "", end + after])
+    return made
+
+
 def write_docs(results: Path) -> int:
-    """Writes docs/results.md and a chart for each preset that has runs."""
+    """Writes docs/results.md, a chart for each preset that has runs, and README's table."""
     found = read_results(results)
-    drawn = charts(found)
+    written, drawn = texts(found), charts(found)
     for path, (ours, theirs) in drawn.items():
         figures.seed_bars(path, ours, theirs)
-    write_text(DOCS, document(found))
-    print(*[f"{path} written" for path in (DOCS, *drawn)], f"from {sum(map(len, found.values()))} runs", sep="\n")
+    for path, text in written.items():
+        write_text(path, text)
+    print(*[f"{path} written" for path in (*written, *drawn)], f"from {sum(map(len, found.values()))} runs", sep="\n")
     return 0
 
 
 def check_docs(results: Path) -> int:
-    """0 where docs/results.md and the charts are what the results say, else 1 with the differences."""
-    found = read_results(results)
-    committed = DOCS.read_text(encoding="utf-8") if DOCS.exists() else ""
-    difference = list(difflib.unified_diff(committed.splitlines(), document(found).splitlines(), str(DOCS), str(results),
-                                           lineterm=""))
-    wrong = [f"{DOCS} differs from {results}/"] if difference else []
+    """0 where docs/results.md, the charts and README's table are what the results say, else 1 with the differences."""
+    found, difference, wrong = read_results(results), [], []
+    for path, text in texts(found).items():
+        there = path.read_text(encoding="utf-8") if path.exists() else ""
+        changed = list(difflib.unified_diff(there.splitlines(), text.splitlines(), str(path), str(results), lineterm=""))
+        difference += changed[:20]
+        wrong += [f"{path} differs from {results}/"] if changed else []
     wrong += [f"{path} is missing, or drawn from other results" for path, numbers in charts(found).items()
               if figures.drawn_from(path) != digest_of(numbers)]
-    for line in difference[:20] + wrong:
+    for line in difference + wrong:
         print(line)
     if wrong:
         print("run python -m gnime.reproduce --docs")
