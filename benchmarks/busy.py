@@ -36,14 +36,16 @@ def one_busy_process():
 
 
 def compare(report: Report, step: str, batch: int, rounds: int) -> None:
-    """A B A B ..., each round first idle, then busy."""
+    """A B B A ..., each round first idle, then busy. Neither side is always the first one after the busy process."""
     sides = {name: Side(partial(built, step, batch), report.chosen, setting) for name, setting in SETTINGS.items()}
     idle, busy = ({name: [] for name in sides} for _ in range(2))
+    order = list(sides)
     for _ in range(rounds):
         for times, company in ((idle, contextlib.nullcontext()), (busy, one_busy_process())):
             with company:
-                for name, side in sides.items():
-                    times[name].append(side.seconds())
+                for name in order:
+                    times[name].append(sides[name].seconds())
+        order.reverse()
     for side in sides.values():
         side.close()
     title = step.replace("_", " ")
