@@ -15,7 +15,7 @@ from ..store import write_text
 from ..words import counted
 from . import charts
 from .examples import Example
-from .points import Point, attacker_title, bits, knows, percent, percents, points
+from .points import Point, attacker_title, bound_of, knows, percent, percents, points
 from .results import not_measured
 from .verdict import KINDS, Verdict, judge, lacking, published
 
@@ -96,7 +96,7 @@ def _summary(row: Point, content: dict, verdict: Verdict) -> dict:
         "decisive attacker": row.attacker,
         "most exposed 5 %": "-" if exposed is None else percent(exposed),
         "usefulness": "no map" if row.kept is None else f"{row.kept:.2f}" + _span_of(numbers, "pearson", ".2f"),
-        "bound": "none" if row.bits is None else bits(row.bits),
+        "bound": bound_of(row),
         "MSE": f"{numbers['best']['mse']:.4f}"}
 
 

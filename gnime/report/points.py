@@ -78,6 +78,13 @@ def bits(value: float) -> str:
     return f"{rounded:g} bit{'' if rounded == 1 else 's'}"
 
 
+def bound_of(row: Point) -> str:
+    """What its map can say at most beyond the prediction, for a table."""
+    if row.kept is None:
+        return "no map"
+    return "none" if row.bits is None else bits(row.bits)
+
+
 def points(content: dict) -> dict[str, Point]:
     """Every row of `results.json`."""
     found = {}

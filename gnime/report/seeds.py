@@ -12,7 +12,7 @@ from ..registry import find_row
 from ..store import digest_of, write_text
 from .charts import Caption, draw_frontier, explained
 from .html import attackers, configuration, explainer_title, fill, judged
-from .points import Point, bits, percent, percents
+from .points import Point, bound_of, percent, percents
 from .results import aligned
 from .spread import NOT_KNOWN, Seeds, by_seed, gather
 from .verdict import FOLLOW, bound, lacking, published, subject, unknown
@@ -97,7 +97,7 @@ def summary(seeds: Seeds) -> list[dict]:
             **shown(seeds, name),
             "beside": f"{row.beside[0]}: {seeds.beside(name).text('%', n)}" if row.beside and name not in lacking(()) else "",
             "judged": [(word, which) for word, which in words.items()],
-            "decisive attacker": row.attacker, "bound": "none" if row.bits is None else bits(row.bits)})
+            "decisive attacker": row.attacker, "bound": bound_of(row)})
     return table
 
 
