@@ -21,7 +21,7 @@ from .graphs import Step
 from .models.injector import Injector, two_player_step
 from .products import training_products
 from .resuming import Resumable, StateFile
-from .system import Forecast, Interrupt, derive_seed, permutation
+from .system import Forecast, Interrupt, derive_seed, permutation, training_threads
 from .words import counted
 
 
@@ -80,7 +80,8 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     left = config.epochs - plain["epoch"]
     forecast = Forecast(task.name, left * math.ceil(len(task.rows) / config.batch_size),
                         f"for {counted(left, 'epoch')}, validation not counted")
-    with Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar, training_products():
+    threads = training_threads(network, config.batch_size, device.torch)
+    with threads, training_products(), Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar:
         while plain["epoch"] < config.epochs and not _stale(plain, config):
             epoch = plain["epoch"]
             train_loss = _epoch(task, run, step, forecast, interrupt)
@@ -199,7 +200,8 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
     size = min(task.config.batch_size, n)
     left = task.config.epochs - plain["epoch"]
     forecast = Forecast("injector", left * (n // size), f"for {counted(left, 'epoch')}")
-    with Interrupt() as interrupt, _progress("injector", task.config, plain, device) as bar, training_products():
+    threads = training_threads(task.injector, size, device.torch)
+    with threads, training_products(), Interrupt() as interrupt, _progress("injector", task.config, plain, device) as bar:
         while plain["epoch"] < task.config.epochs:
             epoch = plain["epoch"]
             order = permutation(n, task.seed, "injector", "order", epoch)[: n // size * size] + task.rows.start

@@ -1,6 +1,7 @@
 """The training loops against loops written out plainly; stops of every kind; two processes against one."""
 
 import copy
+import math
 import os
 import platform
 import signal
@@ -17,7 +18,7 @@ from helpers import Killed
 from torch import nn
 from works import as_rank, free_port
 
-from gnime import device, resuming, training
+from gnime import device, resuming, system, training
 from gnime.checkpoints import load_checkpoint
 from gnime.config import TrainConfig
 from gnime.device import Device
@@ -140,6 +141,25 @@ def test_fit_minmax_is_a_plain_loop(tmp_path, official):
     same(injector, plain[0], atol=1e-5)
     same(inverter, plain[1], atol=1e-5)
     assert np.asarray(report["history"]) == pytest.approx(np.asarray(history), rel=1e-4)
+
+
+@pytest.mark.parametrize(("spare", "expected"), [(0, 1), (-1, 3)])
+def test_small_steps_have_one_thread(spare, expected, tmp_path, monkeypatch):
+    """Counted by hand: weights of the victim, and of the injector's network, times 16 images of a batch."""
+    before, seen = torch.get_num_threads(), []
+    network, fit = classifier(tmp_path / "a.state.pt", validate=lambda _: seen.append(torch.get_num_threads()) or 1.0)
+    injector, _, play = game(tmp_path / "b.state.pt")
+    monkeypatch.setattr(training, "two_player_step", lambda *a: seen.append(torch.get_num_threads()) or two_player_step(*a))
+    torch.set_num_threads(3)
+    try:
+        for train, weights in ((fit, network.parameters()), (play, injector.network.parameters())):
+            monkeypatch.setattr(system, "SMALL", 16 * sum(math.prod(weight.shape) for weight in weights) + spare)
+            seen.clear()
+            train()
+            assert set(seen) == {expected} and torch.get_num_threads() == 3
+        assert system.SMALL < 1 << 23
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_dropout_is_drawn_anew_every_epoch(tmp_path):
