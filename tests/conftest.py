@@ -9,13 +9,16 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the networks here are small
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from recording import FILES, unshuffled  # noqa: E402
 
 from gnime import cells, pipeline, reproduce, system  # noqa: E402
-from gnime.cli import main  # noqa: E402
+from gnime.cli import main, resolve  # noqa: E402
 from gnime.config import target  # noqa: E402
+from gnime.experiment import Experiment  # noqa: E402
 from gnime.report import figures, seeds  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -151,3 +154,12 @@ def runner(capsys, tmp_path, monkeypatch, no_pictures):
     (tmp_path / "docs").mkdir()
     shutil.copy(HERE.parent / "docs/table1.csv", tmp_path / "docs")
     return Runner(capsys, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def arrays(small_root):
+    """What the service of `small_root` sent, in the order in which a record of it is shuffled to what `small_root` has."""
+    run = Experiment(resolve("eval", ["--target", "digits", "--gpu", "-1", "--limit", "60", "--width", "64", "--root",
+                                      str(small_root)]))
+    rows = run.data.images, run.data.labels, run.predictions, run.explanations.rows
+    return {name: unshuffled(np.array(array)) for name, array in zip(FILES, rows, strict=True)}
