@@ -13,6 +13,8 @@ from gnime.registry import ROWS, colour
 from gnime.report import docs, figures, paper
 from gnime.report.defences import defence_tables, summary_table
 from gnime.report.groups import RELEASE
+from gnime.report.seeds import frontier
+from gnime.report.spread import gather
 from gnime.report.verdict import judge
 from gnime.reproduce import main
 
@@ -261,12 +263,19 @@ def test_readmes_table_by_hand(runner):
     assert found[""] == "digits, LRP (z+)" and found["seeds"] == "3" and found["`rnd`"] == "not measured"
     assert found["`gnime`"] == f"{statistics.mean(leaks):.0f} ± {statistics.stdev(leaks):.0f} %, {statistics.mean(kept):.2f}"
     assert found["`prototypes-16`"].endswith(" (n=2)")
+    headline = frontier(gather(runs))[1].headline
+    assert headline == "digits, lrp: mean and standard deviation over 3 seeds (prototypes-16 of 2)"
 
     write(runner, "reduced", *runs)
     docs.README.write_text(f"before\n{docs.MARKS[0]}\nold\n{docs.MARKS[1]}\nafter\n")
     code, out, _ = runner("--check")
     assert code == 1 and "README.md differs" in out and "-old" in out and "+| digits, LRP (z+) | 3 | not measured |" in out
+    picture = runner.folder / "docs/figures/frontier_digits_lrp.png"
+    assert f"{Path('docs/figures') / picture.name} is missing" in out
     assert runner("--docs")[0] == 0 and runner("--check")[0] == 0
+    assert f"](figures/{picture.name})" in docs.DOCS.read_text()
+    picture.write_bytes((REPOSITORY / "docs/figures/frontier_mnist_lrp.png").read_bytes())
+    assert "frontier_digits_lrp.png is missing, or drawn from other results" in runner("--check")[1]
     text = docs.README.read_text().splitlines()
     assert text[:3] == ["before", docs.MARKS[0], ""] and text[3:-3] == summary_table(runs)
     assert text[-3:] == ["", docs.MARKS[1], "after"]

@@ -5,21 +5,26 @@ from collections.abc import Iterator
 
 from ..registry import ATTACKERS, EXPLAINERS
 from .groups import DEFAULT, comparable, group
-from .seeds import agreement, leak_of_one, sentence, shown
+from .seeds import agreement, frontier, leak_of_one, sentence, shown
 from .spread import Seeds, gather
 
 SUMMARISED = "rnd", "gnime@30", "gnime", "cond-mean", "prototypes-16", "cond-prototypes-8"  # one of each kind; README has room
 
 
-def defence_tables(runs: list[dict]) -> list[str]:
-    """For each target and explainer: residual leakage, usefulness and domination of every row, and what to publish."""
+def defence_tables(runs: list[dict], pictures: bool = False) -> list[str]:
+    """For each target and explainer: residual leakage, usefulness and domination of every row, and what to publish.
+
+    pictures: whether the frontiers are beside the document.
+    """
     lines = []
-    for title, seeds in _judged(runs):
+    for key, title, seeds in judged(runs):
         first, numbers = seeds.runs[0], ", ".join(map(str, seeds.numbers))
         attackers = [ATTACKERS[attacker].title for attacker in first["configuration"]["attackers"]]
         made = f"Seeds {numbers}, mean ± standard deviation" if len(seeds.runs) > 1 else f"Seed {numbers}, 95 % over images"
         lines += [f"### {title}: what to publish", "",
                   f"{made}; {first['n']['test']} test images; attackers {', '.join(attackers)}.", "", *_rows(seeds), "",
+                  *([f"![Usefulness of the maps of each row against what they leak](figures/{name_of_frontier(*key)})", ""]
+                    if pictures and frontier(seeds)[0] else []),
                   sentence(seeds), "", f"Publish: {agreement(seeds)}", ""]
     return lines
 
@@ -27,7 +32,7 @@ def defence_tables(runs: list[dict]) -> list[str]:
 def summary_table(runs: list[dict]) -> list[str]:
     """For each target and explainer one line: residual leakage and Pearson correlation of the rows SUMMARISED."""
     table = [f"| | seeds | {' | '.join(f'`{name}`' for name in SUMMARISED)} |", "|---" * (2 + len(SUMMARISED)) + "|"]
-    for title, seeds in _judged(runs):
+    for _, title, seeds in judged(runs):
         cells = [_cell(seeds, name) if seeds.having(name) else "not measured" for name in SUMMARISED]
         table.append(f"| {title} | {len(seeds.runs)} | {' | '.join(cells)} |")
     return table
@@ -38,15 +43,19 @@ def _cell(seeds: Seeds, name: str) -> str:
     return f"{leak}, {'not known' if kept is None else format(kept, '.2f')}{_fewer(seeds, name)}"
 
 
-def _judged(runs: list[dict]) -> Iterator[tuple[str, Seeds]]:
-    """Title and seeds of each target and explainer.
+def name_of_frontier(target: str, xai: str) -> str:
+    return f"frontier_{target}_{xai}.png"
+
+
+def judged(runs: list[dict]) -> Iterator[tuple[tuple[str, str], str, Seeds]]:
+    """(target, explainer), title and seeds of each target and explainer.
 
     Only of the default mode, and of the seeds that had the most attackers. Older results without a verdict are left out.
     """
     for (name, xai, official), found in sorted(group(runs).items()):
-        judged = [run for run in comparable(found) if "verdict" in run]
-        if official == DEFAULT and judged:
-            yield f"{name}, {EXPLAINERS[xai].title}", gather(judged)
+        having = [run for run in comparable(found) if "verdict" in run]
+        if official == DEFAULT and having:
+            yield (name, xai), f"{name}, {EXPLAINERS[xai].title}", gather(having)
 
 
 def _fewer(seeds: Seeds, name: str) -> str:

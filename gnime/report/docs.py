@@ -13,9 +13,12 @@ from ..ownfiles import own_name
 from ..registry import EXPLAINERS, find_row
 from ..store import digest_of, write_text
 from . import figures
-from .defences import summary_table
+from .charts import Caption, draw_frontier
+from .defences import judged, name_of_frontier, summary_table
 from .groups import settings_of, values, whole_modes
 from .paper import document, read_paper
+from .points import Point
+from .seeds import frontier
 
 DOCS = Path("docs/results.md")
 README = Path("README.md")
@@ -103,6 +106,13 @@ def charts(found: dict[str, list[dict]]) -> dict[Path, tuple[dict, dict]]:
     return made
 
 
+def frontiers(found: dict[str, list[dict]]) -> dict[Path, tuple[list[Point], Caption]]:
+    """Path -> what its frontier shows, for each target and explainer of the reduced runs whose rows have points."""
+    folder = DOCS.parent / "figures"
+    shown = {folder / name_of_frontier(*key): frontier(seeds) for key, _, seeds in judged(found.get("reduced", []))}
+    return {path: (rows, caption) for path, (rows, caption) in shown.items() if rows}
+
+
 def texts(found: dict[str, list[dict]]) -> dict[Path, str]:
     """docs/results.md, and README.md where it has a place for the table of the reduced runs, as the results make them."""
     made = {DOCS: document(found)}
@@ -116,14 +126,16 @@ def texts(found: dict[str, list[dict]]) -> dict[Path, str]:
 
 
 def write_docs(results: Path) -> int:
-    """Writes docs/results.md, a chart for each preset that has runs, and README's table."""
+    """Writes docs/results.md, its charts and frontiers, and README's table."""
     found = read_results(results)
-    written, drawn = texts(found), charts(found)
+    written, drawn, curves = texts(found), charts(found), frontiers(found)
     for path, (ours, theirs) in drawn.items():
         figures.seed_bars(path, ours, theirs)
+    for path, (rows, caption) in curves.items():
+        draw_frontier(path, rows, caption)
     for path, text in written.items():
         write_text(path, text)
-    print(*[f"{path} written" for path in (*written, *drawn)], f"from {sum(map(len, found.values()))} runs", sep="\n")
+    print(*[f"{path} written" for path in (*written, *drawn, *curves)], f"from {sum(map(len, found.values()))} runs", sep="\n")
     return 0
 
 
@@ -135,8 +147,10 @@ def check_docs(results: Path) -> int:
         changed = list(difflib.unified_diff(there.splitlines(), text.splitlines(), str(path), str(results), lineterm=""))
         difference += changed[:20]
         wrong += [f"{path} differs from {results}/"] if changed else []
-    wrong += [f"{path} is missing, or drawn from other results" for path, numbers in charts(found).items()
-              if figures.drawn_from(path) != digest_of(numbers)]
+    notes = {path: digest_of(numbers) for path, numbers in charts(found).items()}
+    notes |= {path: caption.note for path, (_, caption) in frontiers(found).items()}
+    wrong += [f"{path} is missing, or drawn from other results" for path, note in notes.items()
+              if figures.drawn_from(path) != note]
     for line in difference + wrong:
         print(line)
     if wrong:

@@ -260,8 +260,8 @@ def document(found: dict[str, list[dict]]) -> str:
         "Smaller networks, fewer images and epochs, a larger learning rate: what a CPU can do. They show order and direction",
         "on real data and are not comparable with the paper's table. Over images: quantiles of the test images' MSE and the",
         "bootstrap interval of their mean, each averaged over seeds.", "",
-        *_chart("reduced", reduced), *defence_tables(reduced), *(reduced_tables(reduced) or ["Not measured yet.", ""]),
-        *official_tables(reduced),
+        *_chart("reduced", reduced), *defence_tables(reduced, pictures=True),
+        *(reduced_tables(reduced) or ["Not measured yet.", ""]), *official_tables(reduced),
         *_other_precisions(found, "reduced", "Reduced configurations", reduced_tables),
     ]).rstrip() + "\n"
 

@@ -110,19 +110,27 @@ def shown(seeds: Seeds, name: str) -> dict[str, str]:
             "usefulness": format(kept.mean, ".2f") if kept.values else "no map"}
 
 
-def frontiers(seeds: Seeds) -> dict[str, bytes]:
-    """The frontier for a screen and for a telephone: a point per row, a cross for its spread. None where no row has a point."""
+def frontier(seeds: Seeds) -> tuple[list[Point], Caption]:
+    """What `charts.draw_frontier` draws: a point per row, a cross for its spread. Rows without a leak or a map have none."""
     n, first = len(seeds.runs), seeds.runs[0]
     rows = [row for row in map(seeds.point, seeds.names) if row.leak is not None and row.kept is not None]
-    if not rows:
-        return {}
     dominated = tuple(row.name for row in rows if all(row.name in verdict.dominated for _, verdict, of in seeds.having(row.name)
                                                       if of.leak is not None))
     published = {verdict.publish for verdict in seeds.verdicts} - {None}
+    bold = published.pop() if len(published) == 1 else None
     over = f"mean and standard deviation over {n} seeds" if n > 1 else f"seed {first['seed']} alone: no spread"
-    note = digest_of([[row.name, row.leak, row.leak_span, row.kept, row.kept_span] for row in rows])
-    caption = Caption(f"{explained(first)}: {over}", dominated, "dominated in every seed",
-                      published.pop() if len(published) == 1 else None, note)
+    fewer = [f"{row.name} of {k}" for row in rows if (k := len(seeds.having(row.name))) < n]
+    headline = f"{explained(first)}: {over}" + (f" ({', '.join(fewer)})" if fewer else "")
+    numbers = [[row.name, row.leak, row.leak_span, row.kept, row.kept_span] for row in rows]
+    note = digest_of([headline, dominated, bold, numbers])
+    return rows, Caption(headline, dominated, "dominated in every seed", bold, note)
+
+
+def frontiers(seeds: Seeds) -> dict[str, bytes]:
+    """The frontier for a screen and for a telephone, as PNG. None where no row has a point."""
+    rows, caption = frontier(seeds)
+    if not rows:
+        return {}
     pictures = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, narrow in (("frontier", False), ("frontier narrow", True)):
