@@ -1,6 +1,8 @@
-"""Training steps beside one busy process and beside none, with threads that soon sleep and with the library's own default.
+"""Training steps beside one busy process and beside none: with threads that soon sleep and with the library's own default, and
+small steps with one thread and with several.
 
-Steps are the accelerated ones of step.py, at the paper's width. Needs two processors or more: one thread waits for no other.
+Steps are the accelerated ones of step.py, at the paper's width, and an attacker's of the demo. Needs two processors or more:
+one thread waits for no other.
 """
 
 import argparse
@@ -35,9 +37,13 @@ def one_busy_process():
         process.wait()
 
 
-def compare(report: Report, step: str, batch: int, rounds: int) -> None:
-    """A B B A ..., each round first idle, then busy. Neither side is always the first one after the busy process."""
-    sides = {name: Side(partial(built, step, batch), report.chosen, setting) for name, setting in SETTINGS.items()}
+def ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def measured(report: Report, title: str, sides: dict[str, Side], rounds: int) -> tuple[dict[str, list[float]], ...]:
+    """Seconds of each side, idle and busy. A B B A ..., each round first idle, then busy, so that neither side is always the
+    first one after the busy process."""
     idle, busy = ({name: [] for name in sides} for _ in range(2))
     order = list(sides)
     for _ in range(rounds):
@@ -48,17 +54,30 @@ def compare(report: Report, step: str, batch: int, rounds: int) -> None:
         order.reverse()
     for side in sides.values():
         side.close()
-    title = step.replace("_", " ")
     for name in sides:
         report.times(f"{title}: {name}, idle", idle[name])
         report.times(f"{title}: {name}, beside one process", busy[name])
+    return idle, busy
 
-    def ratio(above: list[float], below: list[float]) -> float:
-        return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
+def compare_waiting(report: Report, step: str, batch: int, rounds: int) -> None:
+    title = step.replace("_", " ")
+    sides = {name: Side(partial(built, step, batch), report.chosen, setting) for name, setting in SETTINGS.items()}
+    idle, busy = measured(report, title, sides, rounds)
     report.claim(f"{title}, busy / idle", ratio(busy["ours"], idle["ours"]), 3.5, at_most=True)
     report.claim(f"{title}, idle, ours / library", ratio(idle["ours"], idle["library"]), 1.05, at_most=True)
     report.number(f"{title}, busy / idle with the library's default", ratio(busy["library"], idle["library"]))
+
+
+def compare_threads(report: Report, rounds: int) -> None:
+    """`system.training_threads` gives a training of this size one thread."""
+    title, one, several = "small steps", "one thread", f"{report.chosen.threads} threads"
+    sides = {name: Side(partial(built, "small_steps", 32), argparse.Namespace(**vars(report.chosen) | {"threads": threads}),
+                        SETTINGS["ours"]) for name, threads in ((one, 1), (several, report.chosen.threads))}
+    idle, busy = measured(report, title, sides, rounds)
+    report.claim(f"{title}, busy / idle with one thread", ratio(busy[one], idle[one]), 1.5, at_most=True)
+    report.claim(f"{title}, idle, one thread / several", ratio(idle[one], idle[several]), 1.15, at_most=True)
+    report.number(f"{title}, busy / idle with {several}", ratio(busy[several], idle[several]))
 
 
 def main(chosen: argparse.Namespace) -> None:
@@ -69,7 +88,9 @@ def main(chosen: argparse.Namespace) -> None:
     report = Report(chosen)
     print(f"batch {batch}, mnist, width 2048")
     for step in ("injector_step", "victim_step"):
-        compare(report, step, batch, rounds)
+        compare_waiting(report, step, batch, rounds)
+    print("small steps: 20 steps of batch 32, digits, width 256")
+    compare_threads(report, rounds)
     report.finish()
 
 

@@ -81,6 +81,13 @@ def predmi_step(batch, ours, bf16=False):
     return supervised_step(PredMI(10, 1, 32), mean_squared_error, [None, y, x], ours, bf16)
 
 
+def small_steps(batch, ours):
+    """20 steps of an attacker of the demo."""
+    e, y, x = arranged([torch.rand(batch, 1, 16, 16), torch.randn(batch, 10), torch.rand(batch, 1, 16, 16)], ours)
+    step = supervised_step(ExpMI(1, 16, 10, 1, 16, 256), mean_squared_error, [e, y, x], ours, False)
+    return lambda: [step() for _ in range(20)]
+
+
 def victim_step(batch, ours, bf16=False):
     x, label = arranged([torch.rand(batch, 1, 32, 32), torch.randint(0, 10, (batch,))], ours)
     return supervised_step(build(classifier_spec(target("mnist"), 10)), cross_entropy, [x, label], ours, bf16)
