@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from signal import SIGINT
 
 from .errors import GnimeError, Stopped, UsageError, fixable
+from .streams import leave_out, said
 from .system import Interrupt, relay_warnings, stop_after, time_left, warn
 
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
@@ -46,7 +47,7 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
             stopping = fault is not None or interrupt.asked
             while waiting and len(running) < jobs and not stopping:
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_child, args=(theirs, waiting.pop(0), time_left()))
+                process = context.Process(target=_child, args=(theirs, waiting.pop(0), time_left(), said()))
                 with _sigint_ignored():  # inherited, until the child has a handler of its own
                     process.start()
                 theirs.close()
@@ -130,13 +131,17 @@ def _fault(kind: str, text: str, process: multiprocessing.Process) -> GnimeError
     return {"done": None, "stopped": None, "usage": UsageError(text)}.get(kind, GnimeError(text))
 
 
-def _child(pipe: Connection, work: Work, seconds: float) -> None:
-    """Leaves the terminal's process group: Ctrl-C then reaches this process once, by `_interrupt_once`."""
+def _child(pipe: Connection, work: Work, seconds: float, told: frozenset[str]) -> None:
+    """Leaves the terminal's process group: Ctrl-C then reaches this process once, by `_interrupt_once`.
+
+    told: lines that the parent has printed, which this process does not repeat.
+    """
     os.setsid()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     stop_after(seconds)
     Interrupt.announces = False  # the parent does
     relay_warnings(partial(_pass_on, pipe))
+    leave_out(told)
     try:
         signal.signal(SIGINT, signal.default_int_handler)
         if not pipe.poll():

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from .errors import printable
@@ -26,17 +26,38 @@ def open_standard_streams() -> None:
 
 
 _warned: set[str] | None = None  # by the command that runs; global, like the streams
+_said: set[str] = set()  # by the command
+_known: frozenset[str] = frozenset()  # said by the process that started this one
 
 
 @contextlib.contextmanager
 def one_command() -> Iterator[None]:
     """What is done in it is one command, which gives each warning once, whichever of its steps find it."""
-    global _warned
-    before, _warned = _warned, set()
+    global _warned, _said
+    before = _warned, _said
+    _warned, _said = set(), set()
     try:
         yield
     finally:
-        _warned = before
+        _warned, _said = before
+
+
+def to_say(lines: Iterable[str]) -> list[str]:
+    """The lines without those that the process which started this one has said."""
+    new = [line for line in lines if line not in _known]
+    _said.update(new)
+    return new
+
+
+def said() -> frozenset[str]:
+    """What the command has said, for `leave_out` of a process that it starts."""
+    return frozenset(_said)
+
+
+def leave_out(lines: frozenset[str]) -> None:
+    """This process says none of these lines."""
+    global _known
+    _known = lines
 
 
 def is_new(warning: str) -> bool:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ._commit import COMMIT
 from .errors import UsageError
-from .streams import is_new, tell
+from .streams import is_new, tell, to_say
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
@@ -81,8 +81,8 @@ def _speaks() -> bool:
 
 def say(*lines: str) -> None:
     """Prints lines for the user. In a distributed run only the first process prints."""
-    if _speaks():
-        tell("\n".join(lines), sys.stdout)
+    if (new := to_say(lines)) and _speaks():
+        tell("\n".join(new), sys.stdout)
 
 
 def warn(line: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from gnime.cli import main
 from gnime.errors import GnimeError, Stopped
 from gnime.store import artifact_lock
-from gnime.system import Interrupt, warn
+from gnime.system import Interrupt, say, warn
 
 
 def note(folder, name, seconds=0.0):
@@ -23,6 +23,11 @@ def note(folder, name, seconds=0.0):
 def warn_of(*lines):
     for line in lines:
         warn(line)
+
+
+def say_in(path, *lines):
+    with path.open("w") as out, contextlib.redirect_stdout(out):
+        say(*lines)
 
 
 def fail(error):
