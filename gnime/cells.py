@@ -241,6 +241,6 @@ def parser() -> Parser:
     made.add_argument("--datasets", type=Path, default=Path("datasets"), help="data")
     made.add_argument("--results", type=Path, default=Path("results"), help="one JSON per run")
     instead = made.add_mutually_exclusive_group()
-    instead.add_argument("--docs", action="store_true", help="write docs/results.md and its charts, run nothing")
-    instead.add_argument("--check", action="store_true", help="exit 1 where docs/results.md or a chart is not of these results")
+    instead.add_argument("--docs", action="store_true", help="write docs/results.md, its charts and README's table alone")
+    instead.add_argument("--check", action="store_true", help="exit 1 where one of them is not of these results")
     return made

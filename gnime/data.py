@@ -14,7 +14,7 @@ from .paths import Paths
 from .records import MAXIMUM_CLASSES
 from .sources import Source, fingerprint, open_source
 from .store import artifact_lock, exists
-from .system import say, warn
+from .system import say_once, warn
 from .words import counted
 
 
@@ -92,7 +92,7 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
     with artifact_lock(paths.images, paths.root), artifact_lock(paths.labels, paths.root):
         if _exist(paths):
             if not quiet:
-                say(f"images        {paths.images}: found")
+                say_once(f"images        {paths.images}: found")
         elif source:
             make_images(run, paths, source)
         else:
@@ -107,7 +107,7 @@ def load_images(run: Run, paths: Paths, source: Source | None = None, quiet: boo
     loaded = arrays.load(paths.images)
     images = arrays.channels_first(loaded, (target.channels, target.size, target.size))
     if images is not loaded and not quiet:
-        say(f"images        {paths.images}: {loaded.rows.shape}, channels last; turned")
+        say_once(f"images        {paths.images}: {loaded.rows.shape}, channels last; turned")
     _check(run, images, labels)
     record = labels.record or {}
     splits = Splits.from_count(len(images.rows), bool(run.repeats("validation")))

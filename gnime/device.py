@@ -14,7 +14,7 @@ import torch.distributed as dist
 from .config import Run
 from .errors import GnimeError, UsageError, printable
 from .streams import tell
-from .system import processes, release_freed_memory, retain_freed_memory, say
+from .system import processes, release_freed_memory, retain_freed_memory, say_once
 from .words import counted
 
 TIMEOUT = timedelta(days=7)  # of a barrier, at which processes may wait while another one trains an attacker
@@ -83,7 +83,7 @@ class Device:
         if gpu < 0:
             return torch.device("cpu")
         if not torch.cuda.is_available():
-            say(f"no CUDA device: --gpu {gpu} is ignored, the run uses the CPU")
+            say_once(f"no CUDA device: --gpu {gpu} is ignored, the run uses the CPU")
             return torch.device("cpu")
         local = os.environ.get("LOCAL_RANK", "")
         if self.world > 1 and local.isdecimal():  # of torchrun

@@ -25,7 +25,7 @@ from .models.inversion import working_side
 from .paths import Paths
 from .registry import EXPLAINERS
 from .store import artifact_lock, digest_of, exists, weights_digest
-from .system import Forecast, generator, say, warn
+from .system import Forecast, generator, say, say_once, warn
 
 COMPARED = 32  # of somebody else's maps are made anew
 SAME_MAPS = 0.9  # correlation with them from which they are taken as the same
@@ -196,7 +196,7 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
         finished = exists(path, paths.root)
         device.barrier()
         if finished:
-            say(f"explanations  {path}: found")
+            say_once(f"explanations  {path}: found")
         elif make:
             _make(task, path, device)
         else:
@@ -205,7 +205,7 @@ def load_explanations(task: ExplanationTask, paths: Paths, device: Device, make:
     maps = arrays.load(path)
     loaded, maps = maps, arrays.channels_first(maps, shape[1:])
     if maps is not loaded:
-        say(f"explanations  {path}: {loaded.rows.shape}, channels last; turned")
+        say_once(f"explanations  {path}: {loaded.rows.shape}, channels last; turned")
     if maps.rows.shape != shape or maps.rows.dtype.kind != "f":
         raise GnimeError(f"{path}: {maps.rows.dtype} {maps.rows.shape}, this run needs float32 {shape}; "
                          f"move it away, or choose another --root")
@@ -223,7 +223,7 @@ def tell_sides(image: int, explanation: int) -> None:
     """Tells at which sides the networks work, where those of images and maps are no powers of two."""
     for what, side in (("images", image), ("maps", explanation)):
         if (within := working_side(side)) != side:
-            say(f"{what:<13} {side} x {side}: networks work at {within} x {within}; what enters and leaves them is resized")
+            say_once(f"{what:<13} {side} x {side}: networks work at {within} x {within}; what enters and leaves is resized")
 
 
 def _check_foreign(maps: arrays.Array) -> None:

@@ -18,7 +18,7 @@ from .models.prototypes import ConditionalPrototypes, Prototypes
 from .models.unet import UNet
 from .ops import plain
 from .resuming import StateFile
-from .system import derive_seed, say, warn
+from .system import derive_seed, say_once, warn
 from .words import counted, difference
 
 NETWORKS = {"classifier": Classifier, "predmi": PredMI, "expmi": ExpMI, "dense": DenseExpMI,
@@ -182,11 +182,11 @@ def use(task: NetworkTask, network: nn.Module, checkpoint: Checkpoint, device: t
 def tell_found(task: NetworkTask, checkpoint: Checkpoint) -> None:
     """Tells epochs and precision of a file that is used; warns where it was trained for more epochs than are asked for."""
     if not checkpoint.trained:
-        say(f"{task.name:<13} {task.path}: found" + (f", converted from {checkpoint.origin}" if checkpoint.origin else ""))
+        say_once(f"{task.name:<13} {task.path}: found" + (f", converted from {checkpoint.origin}" if checkpoint.origin else ""))
         return
     epochs = checkpoint.extra["epochs"]
     precision = checkpoint.made_by.get("precision", checkpoint.extra.get("precision"))
-    say(f"{task.name:<13} {task.path}: found, {counted(epochs, 'epoch')}, {precision}")
+    say_once(f"{task.name:<13} {task.path}: found, {counted(epochs, 'epoch')}, {precision}")
     if task.extend and epochs > task.config.epochs:
         warn(f"{task.path} was trained for {counted(epochs, 'epoch')}, this run asks for {task.config.epochs}: it is used as "
              "it is; remove it to train it anew")

@@ -13,9 +13,9 @@ from multiprocessing.connection import Connection, wait
 from signal import SIGINT
 
 from .errors import GnimeError, Stopped, UsageError, fixable
-from .streams import leave_out, said
-from .system import Interrupt, relay_warnings, stop_after, time_left, warn
+from .system import Interrupt, relay, say_once, stop_after, time_left, warn
 
+ONCE = {"warning": warn, "once": say_once}  # what a process passes on, so that it is printed once for all of them
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
 DRIVERS = "/dev/nvidiactl", "/dev/dxg"  # where there is a CUDA device; what its driver holds does not survive a fork
 # with PyTorch; optimisers import it when they are made. Python 3.10 would search the current folder first; see `_environment`
@@ -47,7 +47,7 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
             stopping = fault is not None or interrupt.asked
             while waiting and len(running) < jobs and not stopping:
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_child, args=(theirs, waiting.pop(0), time_left(), said()))
+                process = context.Process(target=_child, args=(theirs, waiting.pop(0), time_left()))
                 with _sigint_ignored():  # inherited, until the child has a handler of its own
                     process.start()
                 theirs.close()
@@ -58,8 +58,8 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
                     _interrupt_once(pipe, process)
             for pipe in wait(list(running), timeout=0.2):
                 kind, text = _received(pipe)
-                if kind == "warning":
-                    warn(text)
+                if kind in ONCE:
+                    ONCE[kind](text)
                 else:
                     found = _fault(kind, text, running.pop(pipe))
                     fault = fault or found
@@ -115,7 +115,7 @@ def _interrupt_once(pipe: Connection, process: multiprocessing.Process) -> None:
 
 
 def _received(pipe: Connection) -> tuple[str, str]:
-    """What a process sends: a warning, or how it ended."""
+    """What a process sends: a line that is printed once, or how it ended."""
     try:
         return pipe.recv()
     except (EOFError, OSError):
@@ -131,17 +131,13 @@ def _fault(kind: str, text: str, process: multiprocessing.Process) -> GnimeError
     return {"done": None, "stopped": None, "usage": UsageError(text)}.get(kind, GnimeError(text))
 
 
-def _child(pipe: Connection, work: Work, seconds: float, told: frozenset[str]) -> None:
-    """Leaves the terminal's process group: Ctrl-C then reaches this process once, by `_interrupt_once`.
-
-    told: lines that the parent has printed, which this process does not repeat.
-    """
+def _child(pipe: Connection, work: Work, seconds: float) -> None:
+    """Leaves the terminal's process group: Ctrl-C then reaches this process once, by `_interrupt_once`."""
     os.setsid()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     stop_after(seconds)
     Interrupt.announces = False  # the parent does
-    relay_warnings(partial(_pass_on, pipe))
-    leave_out(told)
+    relay(partial(_pass_on, pipe))
     try:
         signal.signal(SIGINT, signal.default_int_handler)
         if not pipe.poll():
@@ -161,9 +157,9 @@ def _child(pipe: Connection, work: Work, seconds: float, told: frozenset[str]) -
         pipe.send(answer)
 
 
-def _pass_on(pipe: Connection, warning: str) -> None:
+def _pass_on(pipe: Connection, kind: str, line: str) -> None:
     with contextlib.suppress(OSError):  # the parent is gone
-        pipe.send(("warning", warning))
+        pipe.send((kind, line))
 
 
 def _end_with_parent(parent: int) -> None:

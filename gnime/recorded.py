@@ -22,7 +22,7 @@ from .npy import Pictures
 from .records import Folder, Predictions, digest
 from .sources import open_source
 from .store import artifact_lock, exists
-from .system import say
+from .system import say, say_once
 from .words import counted
 
 NO_VICTIM, NO_LABELS = "a record has no victim", "the record has no labels"
@@ -122,7 +122,7 @@ class Recorded(Experiment):
             finished = exists(path, self.paths.root)
             device.barrier()
             if finished:
-                say(f"{what:<13} {path}: found")
+                say_once(f"{what:<13} {path}: found")
             elif not self._prepares:
                 raise Unfinished(f"{path} is missing; make it with: {self.run.command('prepare')}")
             elif device.rank == 0:

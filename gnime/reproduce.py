@@ -2,7 +2,7 @@
 
 Without other flags it is the paper's table. Every run goes through the code of the three scripts and leaves one JSON in
 `results/`, and the seeds of a target and explainer leave one page. Stopped at any moment and started again, it goes on where
-it was. `--docs` writes docs/results.md and its charts from these files alone, `--check` compares.
+it was. `--docs` writes docs/results.md, its charts and README's table from these files alone, `--check` compares.
 """
 
 import argparse

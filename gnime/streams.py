@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TextIO
 
 from .errors import printable
@@ -25,47 +25,26 @@ def open_standard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-_warned: set[str] | None = None  # by the command that runs; global, like the streams
-_said: set[str] = set()  # by the command
-_known: frozenset[str] = frozenset()  # said by the process that started this one
+_told: set[str] | None = None  # by the command that runs; global, like the streams
 
 
 @contextlib.contextmanager
 def one_command() -> Iterator[None]:
     """What is done in it is one command, which gives each warning once, whichever of its steps find it."""
-    global _warned, _said
-    before = _warned, _said
-    _warned, _said = set(), set()
+    global _told
+    before, _told = _told, set()
     try:
         yield
     finally:
-        _warned, _said = before
+        _told = before
 
 
-def to_say(lines: Iterable[str]) -> list[str]:
-    """The lines without those that the process which started this one has said."""
-    new = [line for line in lines if line not in _known]
-    _said.update(new)
-    return new
-
-
-def said() -> frozenset[str]:
-    """What the command has said, for `leave_out` of a process that it starts."""
-    return frozenset(_said)
-
-
-def leave_out(lines: frozenset[str]) -> None:
-    """This process says none of these lines."""
-    global _known
-    _known = lines
-
-
-def is_new(warning: str) -> bool:
-    """Whether the command did not give this warning before. Outside of a command each is new."""
-    if _warned is None:
+def is_new(line: str) -> bool:
+    """Whether the command did not ask this of the line before. Outside of a command each is new."""
+    if _told is None:
         return True
-    new = warning not in _warned
-    _warned.add(warning)
+    new = line not in _told
+    _told.add(line)
     return new
 
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ._commit import COMMIT
 from .errors import UsageError
-from .streams import is_new, tell, to_say
+from .streams import is_new, tell
 
 
 def derive_seed(seed: int, *purpose: object) -> int:
@@ -81,23 +81,31 @@ def _speaks() -> bool:
 
 def say(*lines: str) -> None:
     """Prints lines for the user. In a distributed run only the first process prints."""
-    if (new := to_say(lines)) and _speaks():
-        tell("\n".join(new), sys.stdout)
+    if _speaks():
+        tell("\n".join(lines), sys.stdout)
+
+
+def say_once(line: str) -> None:
+    """`say`, once a command: of what several of its steps and processes find."""
+    if _relay:
+        _relay("once", line)
+    elif is_new(line):
+        say(line)
 
 
 def warn(line: str) -> None:
     """Prints a warning to standard error, once a command. In a distributed run only the first process prints."""
     if _relay:
-        _relay(line)
+        _relay("warning", line)
     elif _speaks() and is_new(line):
         tell(f"warning: {line}", sys.stderr)
 
 
-_relay: Callable[[str], None] | None = None  # of a process whose parent gives its warnings
+_relay: Callable[[str, str], None] | None = None  # of a process whose parent prints what is printed once a command
 
 
-def relay_warnings(to: Callable[[str], None]) -> None:
-    """Makes this process pass its warnings on in place of printing them."""
+def relay(to: Callable[[str, str], None]) -> None:
+    """Makes this process pass on, with its kind, what is printed once a command: "once" or "warning", and the line."""
     global _relay
     _relay = to
 
@@ -177,23 +185,26 @@ def release_freed_memory(every: float = 0.0) -> None:
 _deadline = math.inf  # global, because it acts like Ctrl-C
 
 
-SMALL = 1 << 23  # weights times images of a batch; up to here two threads save a tenth of a step's time or less
+SMALL = 1 << 32  # weights times pixels times images of a batch; up to here two threads save a tenth of a step's time or less
 
 
 @contextlib.contextmanager
-def training_threads(network: torch.nn.Module, batch_size: int, device: torch.device) -> Iterator[None]:
+def training_threads(work: int, device: torch.device) -> Iterator[int]:
     """One thread where the steps of a training are small, on a CPU; else as many as before.
 
-    The threads of a small step wait for each other most of the time. Beside one busy process it then takes four times as long,
-    and with one thread no longer than alone (docs/performance.md). Sizes alone decide, so the last digits do not depend on
-    what else the machine does.
+    The threads of a small step wait for each other most of the time, and beside a busy process much longer
+    (docs/performance.md). Sizes alone decide, so the last digits do not depend on what else the machine does.
+
+    Args:
+        work: weights times pixels times images of a batch.
+
+    Yields the number of threads.
     """
     usual = torch.get_num_threads()
-    work = batch_size * sum(weight.numel() for weight in network.parameters())
     if device.type == "cpu" and work <= SMALL:
         torch.set_num_threads(1)
     try:
-        yield
+        yield torch.get_num_threads()
     finally:
         torch.set_num_threads(usual)
 

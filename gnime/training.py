@@ -64,8 +64,8 @@ class TrainingTask:
 def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     """Trains `task.network`, which then has its best weights.
 
-    Returns epochs, best epoch (numbered from 1), its score, history ([training loss, score] per epoch), seconds, and whether
-    the training stopped early.
+    Returns epochs, best epoch (numbered from 1), its score, history ([training loss, score] per epoch), seconds, threads, and
+    whether the training stopped early.
 
     Raises:
         GnimeError: a loss, a weight or a score is not finite.
@@ -80,8 +80,9 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     left = config.epochs - plain["epoch"]
     forecast = Forecast(task.name, left * math.ceil(len(task.rows) / config.batch_size),
                         f"for {counted(left, 'epoch')}, validation not counted")
-    threads = training_threads(network, config.batch_size, device.torch)
-    with threads, training_products(), Interrupt() as interrupt, _progress(task.name, config, plain, device) as bar:
+    threads = training_threads(_work([network], task.sources, config.batch_size), device.torch)
+    with (threads as used, training_products(), Interrupt() as interrupt,
+          _progress(task.name, config, plain, device) as bar):
         while plain["epoch"] < config.epochs and not _stale(plain, config):
             epoch = plain["epoch"]
             train_loss = _epoch(task, run, step, forecast, interrupt)
@@ -99,7 +100,14 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
     network.load_state_dict(run.best)
     network.eval()
     return {"epochs": plain["epoch"], "best_epoch": plain["best_epoch"], "score": plain["best_score"],
-            "history": plain["history"], "seconds": round(plain["seconds"], 2), "early": _stale(plain, config)}
+            "history": plain["history"], "seconds": round(plain["seconds"], 2), "threads": used, "early": _stale(plain, config)}
+
+
+def _work(networks: Sequence[nn.Module], sources: Sequence[Rows | None], batch_size: int) -> int:
+    """What `training_threads` decides by."""
+    weights = sum(weight.numel() for network in networks for weight in network.parameters())
+    pixels = max(math.prod(source.shape[2:]) for source in sources if source is not None)
+    return weights * pixels * batch_size
 
 
 def _progress(name: str, config: TrainConfig, plain: dict, device: Device) -> tqdm:
@@ -188,7 +196,7 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
     """Trains the injector against its inverter (docs/method.md "Training the injector").
 
     Batches are drawn without replacement, floor(n / batch) per epoch. Returns epochs, history ([distortion, inversion,
-    inverter's loss] per epoch) and seconds.
+    inverter's loss] per epoch), seconds and threads.
 
     Raises:
         GnimeError: a loss or a weight is not finite.
@@ -200,8 +208,9 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
     size = min(task.config.batch_size, n)
     left = task.config.epochs - plain["epoch"]
     forecast = Forecast("injector", left * (n // size), f"for {counted(left, 'epoch')}")
-    threads = training_threads(task.injector, size, device.torch)
-    with threads, training_products(), Interrupt() as interrupt, _progress("injector", task.config, plain, device) as bar:
+    threads = training_threads(_work(run.networks, task.sources, size), device.torch)
+    with (threads as used, training_products(), Interrupt() as interrupt,
+          _progress("injector", task.config, plain, device) as bar):
         while plain["epoch"] < task.config.epochs:
             epoch = plain["epoch"]
             order = permutation(n, task.seed, "injector", "order", epoch)[: n // size * size] + task.rows.start
@@ -215,7 +224,7 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
             run.stop_if(interrupt)
     run.save(now=True)
     task.injector.eval()
-    return {"epochs": plain["epoch"], "history": plain["history"], "seconds": round(plain["seconds"], 2)}
+    return {"epochs": plain["epoch"], "history": plain["history"], "seconds": round(plain["seconds"], 2), "threads": used}
 
 
 def _two_player_step(task: MinMaxTask, device: Device, batch: list, share: float) -> Tensor:

@@ -263,8 +263,10 @@ def test_readmes_table_by_hand(runner):
     assert found[""] == "digits, LRP (z+)" and found["seeds"] == "3" and found["`rnd`"] == "not measured"
     assert found["`gnime`"] == f"{statistics.mean(leaks):.0f} ± {statistics.stdev(leaks):.0f} %, {statistics.mean(kept):.2f}"
     assert found["`prototypes-16`"].endswith(" (n=2)")
-    headline = frontier(gather(runs))[1].headline
-    assert headline == "digits, lrp: mean and standard deviation over 3 seeds (prototypes-16 of 2)"
+    points, caption = frontier(gather(runs))
+    assert "prototypes-16" not in [point.name for point in points] and "gnime" in [point.name for point in points]
+    assert caption.headline == (
+        "digits, lrp: mean and standard deviation over 3 seeds; not drawn, of fewer seeds: prototypes-16")
 
     write(runner, "reduced", *runs)
     docs.README.write_text(f"before\n{docs.MARKS[0]}\nold\n{docs.MARKS[1]}\nafter\n")
@@ -279,8 +281,25 @@ def test_readmes_table_by_hand(runner):
     text = docs.README.read_text().splitlines()
     assert text[:3] == ["before", docs.MARKS[0], ""] and text[3:-3] == summary_table(runs)
     assert text[-3:] == ["", docs.MARKS[1], "after"]
+    other = picture.with_name("frontier_mnist_lrp.png")
+    other.write_bytes(b"")
+    code, out, _ = runner("--check")
+    assert code == 1 and f"{Path('docs/figures') / other.name} shows no result of results/" in out
+    other.unlink()
+    begin, end = docs.MARKS
+    for broken in (f"{begin}\n", f"{end}\n", f"{end}\n{begin}\n", f"{begin}\n{begin}\n{end}\n", f"{begin}\n{end}\n{end}\n"):
+        docs.README.write_text(broken)
+        for flag in ("--docs", "--check"):
+            code, line = runner.fails(flag)
+            assert code == 1 and "README.md: the place of its table is one line" in line
+        assert docs.README.read_text() == broken
+    docs.README.write_bytes("Größe".encode("latin-1"))
+    code, line = runner.fails("--docs")
+    assert code == 1 and "README.md: not UTF-8" in line
     docs.README.write_text("no place for a table\n")
     assert runner("--docs")[0] == 0 and docs.README.read_text() == "no place for a table\n"
+    code, line = runner.fails("--docs", "--results", "nowhere")
+    assert code == 1 and "--results: nowhere has no results in paper/ or reduced/" in line
 
 
 def test_rows_of_one_colour_have_tints():

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Scripts
-from works import could_use_cuda, fail, note, say_in, until_interrupted, warn_of
+from works import could_use_cuda, fail, find, note, until_interrupted, warn_of
 
 from gnime import pipeline, system
 from gnime.cli import resolve
 from gnime.errors import GnimeError, Stopped, UsageError
 from gnime.parallel import run_side_by_side
 from gnime.streams import one_command
-from gnime.system import say, warn
+from gnime.system import warn
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -61,16 +61,15 @@ def test_a_warning_of_several_processes_is_given_once_a_command(capsys):
     assert capsys.readouterr().err.splitlines() == ["warning: small"] * 2, "outside of a command nothing is left out"
 
 
-def test_a_process_does_not_repeat_what_its_command_has_said(tmp_path):
-    def said_by_a_process():
-        run_side_by_side([partial(say_in, tmp_path / "out", "victim found", "attacker made")], jobs=1)
-        return (tmp_path / "out").read_text().splitlines()
-
+def test_what_several_processes_find_is_said_once_a_command(capsys):
     with one_command():
-        say("victim found", "")
-        assert said_by_a_process() == ["attacker made"]
+        find("images", "victim")
+        run_side_by_side([partial(find, "victim", "maps"), partial(find, "maps", "images", "attacker")], jobs=1)
+        find("attacker")
+    assert capsys.readouterr().out.splitlines() == ["images", "victim", "maps", "attacker"]
     with one_command():
-        assert said_by_a_process() == ["victim found", "attacker made"], "another command said it"
+        run_side_by_side([partial(find, "victim")], jobs=1)
+    assert capsys.readouterr().out.splitlines() == ["victim"], "another command says it again"
 
 
 def test_a_process_that_dies_is_a_fault(tmp_path):

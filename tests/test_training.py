@@ -145,19 +145,23 @@ def test_fit_minmax_is_a_plain_loop(tmp_path, official):
 
 @pytest.mark.parametrize(("spare", "expected"), [(0, 1), (-1, 3)])
 def test_small_steps_have_one_thread(spare, expected, tmp_path, monkeypatch):
-    """Counted by hand: weights of the victim, and of the injector's network, times 16 images of a batch."""
+    """Counted by hand: weights of all networks that are trained, times 16 x 16 pixels, times 16 images of a batch."""
     before, seen = torch.get_num_threads(), []
     network, fit = classifier(tmp_path / "a.state.pt", validate=lambda _: seen.append(torch.get_num_threads()) or 1.0)
-    injector, _, play = game(tmp_path / "b.state.pt")
+    injector, inverter, play = game(tmp_path / "b.state.pt")
     monkeypatch.setattr(training, "two_player_step", lambda *a: seen.append(torch.get_num_threads()) or two_player_step(*a))
     torch.set_num_threads(3)
     try:
-        for train, weights in ((fit, network.parameters()), (play, injector.network.parameters())):
-            monkeypatch.setattr(system, "SMALL", 16 * sum(math.prod(weight.shape) for weight in weights) + spare)
+        for train, networks in ((fit, [network]), (play, [injector.network, inverter])):
+            weights = sum(math.prod(weight.shape) for one in networks for weight in one.parameters())
+            monkeypatch.setattr(system, "SMALL", 16 * 16 * 16 * weights + spare)
             seen.clear()
-            train()
+            assert train()["threads"] == expected
             assert set(seen) == {expected} and torch.get_num_threads() == 3
-        assert system.SMALL < 1 << 23
+        _, fit = classifier(tmp_path / "c.state.pt", validate=lambda _: math.nan)
+        with pytest.raises(GnimeError):
+            fit()
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 

@@ -11,7 +11,7 @@ import torch
 from gnime.cli import main
 from gnime.errors import GnimeError, Stopped
 from gnime.store import artifact_lock
-from gnime.system import Interrupt, say, warn
+from gnime.system import Interrupt, say_once, warn
 
 
 def note(folder, name, seconds=0.0):
@@ -25,9 +25,9 @@ def warn_of(*lines):
         warn(line)
 
 
-def say_in(path, *lines):
-    with path.open("w") as out, contextlib.redirect_stdout(out):
-        say(*lines)
+def find(*lines):
+    for line in lines:
+        say_once(line)
 
 
 def fail(error):

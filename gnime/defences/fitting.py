@@ -14,7 +14,7 @@ from ..errors import GnimeError
 from ..networks import TrainedModel, rebuild_from
 from ..registry import DEFENCES, Row
 from ..store import artifact_lock, exists
-from ..system import commit, say, warn
+from ..system import commit, say, say_once, warn
 from . import DefenceInputs, DefenderData, Protect
 
 
@@ -51,7 +51,7 @@ def load_or_fit(task: FitTask, device: Device) -> TrainedModel:
         there = exists(path, task.root)
         device.barrier()
         if there:
-            say(f"{task.row.name:<13} {path}: found")
+            say_once(f"{task.row.name:<13} {path}: found")
         elif device.rank == 0:
             _fit(task)
         device.barrier()

@@ -77,7 +77,7 @@ def draw_frontier(path: Path, rows: list[Point], caption: Caption, narrow: bool 
     axis.xaxis.set_major_formatter(lambda value, _: percent(value))
     size = 7.5 if narrow else 9
     axis.set_xlabel("residual leakage to the best attacker\n(0 %: prediction alone, 100 %: undefended)", fontsize=size)
-    axis.set_ylabel(f"usefulness: {METRICS[USEFULNESS].title} with the clean map (1)", fontsize=size)
+    axis.set_ylabel(f"usefulness: {METRICS[USEFULNESS].title} correlation with the clean map", fontsize=size)
     axis.tick_params(labelsize=size - 1)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(linewidth=0.3, alpha=0.6)

@@ -6,27 +6,37 @@ from collections.abc import Iterator
 from ..registry import ATTACKERS, EXPLAINERS
 from .groups import DEFAULT, comparable, group
 from .seeds import agreement, frontier, leak_of_one, sentence, shown
-from .spread import Seeds, gather
+from .spread import Seeds, by_seed, gather
 
 SUMMARISED = "rnd", "gnime@30", "gnime", "cond-mean", "prototypes-16", "cond-prototypes-8"  # one of each kind; README has room
 
 
-def defence_tables(runs: list[dict], pictures: bool = False) -> list[str]:
+def defence_tables(runs: list[dict], where: str = "", pictures: bool = False) -> list[str]:
     """For each target and explainer: residual leakage, usefulness and domination of every row, and what to publish.
 
-    pictures: whether the frontiers are beside the document.
+    where: which runs, for the headings. pictures: whether the frontiers are beside the document.
     """
     lines = []
     for key, title, seeds in judged(runs):
         first, numbers = seeds.runs[0], ", ".join(map(str, seeds.numbers))
         attackers = [ATTACKERS[attacker].title for attacker in first["configuration"]["attackers"]]
         made = f"Seeds {numbers}, mean ± standard deviation" if len(seeds.runs) > 1 else f"Seed {numbers}, 95 % over images"
-        lines += [f"### {title}: what to publish", "",
-                  f"{made}; {first['n']['test']} test images; attackers {', '.join(attackers)}.", "", *_rows(seeds), "",
-                  *([f"![Usefulness of the maps of each row against what they leak](figures/{name_of_frontier(*key)})", ""]
-                    if pictures and frontier(seeds)[0] else []),
-                  sentence(seeds), "", f"Publish: {agreement(seeds)}", ""]
+        lines += [f"### {title}: what to publish" + (f" ({where})" if where else ""), "",
+                  f"{made}; {first['n']['test']} test images; attackers {', '.join(attackers)}.", "", *_rows(seeds), ""]
+        if pictures and frontier(seeds)[0]:
+            lines += [f"![Usefulness of the maps of each row against what they leak](figures/{name_of_frontier(*key)})", ""]
+        lines += [sentence(seeds), "", f"Publish: {agreement(seeds)}", "", *_too_large(seeds)]
     return lines
+
+
+def _too_large(seeds: Seeds) -> list[str]:
+    """Rows whose maps add nothing to the prediction and seem to leak, which the runs warn of."""
+    warned = [(name, run["seed"]) for name in seeds.names if seeds.point(name).bits == 0 for run in seeds.runs
+              if any(warning.startswith(f"{name}: ") for warning in run["warnings"])]
+    found = by_seed(warned, len(seeds.runs))
+    return [f"Warning: the maps of {' and '.join(f'{name} ({which})' for name, which in found.items())} add nothing to the "
+            "prediction, and seem to leak. Attackers learn less from the prediction than it tells, or the maps tell of the "
+            "defender's images. The leakage of the other rows is too large by about as much.", ""] if found else []
 
 
 def summary_table(runs: list[dict]) -> list[str]:
@@ -74,9 +84,10 @@ def _rows(seeds: Seeds) -> list[str]:
 
 
 def _dominated(seeds: Seeds, name: str) -> str:
-    """The rows that leak less, and keep no less, with every seed; else the number of seeds in which there is one."""
+    """The rows that dominate it with every seed (`verdict.Verdict`); else in how many seeds there is one."""
     better = [verdict.dominated.get(name, ()) for _, verdict, _ in seeds.having(name)]
     counts = Counter(row for rows in better for row in rows)
     always = [row for row in seeds.names if counts[row] == len(better)]
     some = sum(map(bool, better))
-    return ", ".join(always) or (f"in {some} of {len(better)} seeds" if some else "-")
+    varying = f"another row in each of {some} seeds" if some == len(better) else f"in {some} of {len(better)} seeds"
+    return ", ".join(always) or (varying if some else "-")

@@ -3,6 +3,7 @@ there."""
 
 import difflib
 import json
+import shlex
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -114,20 +115,37 @@ def frontiers(found: dict[str, list[dict]]) -> dict[Path, tuple[list[Point], Cap
 
 
 def texts(found: dict[str, list[dict]]) -> dict[Path, str]:
-    """docs/results.md, and README.md where it has a place for the table of the reduced runs, as the results make them."""
+    """docs/results.md, and README.md where it has a place for the table of the reduced runs, as the results make them.
+
+    Raises:
+        GnimeError: README.md is no UTF-8, or has one of the marks around the table alone, several times or in another order.
+    """
     made = {DOCS: document(found)}
+    try:
+        readme = README.read_text(encoding="utf-8") if README.exists() else ""
+    except UnicodeDecodeError as error:
+        raise GnimeError(f"{README}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     begin, end = MARKS
-    readme = README.read_text(encoding="utf-8") if README.exists() else ""
-    before, _, rest = readme.partition(begin)
-    _, mark, after = rest.partition(end)
-    if mark:
+    counts = [readme.count(mark) for mark in MARKS]
+    if counts == [1, 1] and readme.index(begin) < readme.index(end):
+        before, after = readme.split(begin)[0], readme.split(end)[1]
         made[README] = "\n".join([before + begin, "", *summary_table(found.get("reduced", [])), "", end + after])
+    elif counts != [0, 0]:
+        raise GnimeError(f"{README}: the place of its table is one line {begin!r}, and one line {end!r} below it; it has "
+                         f"{counts[0]} of the first and {counts[1]} of the second")
     return made
 
 
 def write_docs(results: Path) -> int:
-    """Writes docs/results.md, its charts and frontiers, and README's table."""
+    """Writes docs/results.md, its charts and frontiers, and README's table.
+
+    Raises:
+        GnimeError: a result is damaged or of another kind, there is none, or README's marks are; see `texts`.
+    """
     found = read_results(results)
+    if not any(found.values()):
+        raise GnimeError(f"--results: {results} has no results in {' or '.join(f'{preset}/' for preset in PRESETS)}; give the "
+                         "folder that has them")
     written, drawn, curves = texts(found), charts(found), frontiers(found)
     for path, (ours, theirs) in drawn.items():
         figures.seed_bars(path, ours, theirs)
@@ -151,8 +169,11 @@ def check_docs(results: Path) -> int:
     notes |= {path: caption.note for path, (_, caption) in frontiers(found).items()}
     wrong += [f"{path} is missing, or drawn from other results" for path, note in notes.items()
               if figures.drawn_from(path) != note]
+    wrong += [f"{path} shows no result of {results}/" for path in sorted((DOCS.parent / "figures").glob("frontier_*.png"))
+              if path not in notes]
     for line in difference + wrong:
         print(line)
     if wrong:
-        print("run python -m gnime.reproduce --docs")
+        where = f" --results {shlex.quote(str(results))}" if results != Path("results") else ""
+        print(f"run python -m gnime.reproduce --docs{where}")
     return 1 if wrong else 0

@@ -16,6 +16,7 @@ from .groups import DEFAULT, RELEASE, comparable, group, settings_of, values, wh
 PAPER = Path("docs/table1.csv")
 PAPER_METRICS = ("mse", "ssim", "tca", "deepsim")  # in every one of the paper's tables
 TITLES = {name: metric.title for name, metric in METRICS.items()} | {RESIDUAL: "residual leakage"}
+SIZES = {"paper": "the paper's sizes", "reduced": "reduced"}  # of presets, in headings
 TARGETS = ("mnist", "cifar10", "celeba")  # of the paper's table; its ImageNet-100 is not a target of ours
 
 
@@ -249,18 +250,19 @@ def document(found: dict[str, list[dict]]) -> str:
         "over seeds (victim, evaluation classifier, injector and attackers all reseeded). \"Not measured\": no run exists.", "",
         "Residual leakage: what the best attacker recovers beyond the prediction; 0 % nothing, 100 % as much as from",
         "undefended maps. Pearson: correlation of the published maps with the true ones. A row is dominated if another one is",
-        "better in one of the two beyond both intervals over test images, and not worse in the other beyond them, with every",
-        "seed.", "",
+        "better in one of the two beyond both intervals over test images, and not worse in the other beyond them. Named are",
+        "those that dominate a row with every seed. Hollow points are dominated in every seed, by the same row or another.", "",
         f"## The paper's table{_in_precision(paper)}", "",
         "Paper: Table 1 of Jeong et al., NeurIPS 2022, mean ± standard deviation of five runs. diff/std: ours minus the",
         "paper's, in the paper's standard deviations. Only runs at the paper's sizes and epochs appear here.", "",
-        *_chart("paper", paper), *paper_tables(paper), *defence_tables(paper), *official_tables(paper),
+        *_chart("paper", paper), *paper_tables(paper),
+        *defence_tables(paper, SIZES["paper"] + _in_precision(paper)), *official_tables(paper),
         *_other_precisions(found, "paper", "The paper's table", partial(paper_tables, unmeasured=False)),
         f"## Reduced configurations{_in_precision(reduced)}", "",
         "Smaller networks, fewer images and epochs, a larger learning rate: what a CPU can do. They show order and direction",
         "on real data and are not comparable with the paper's table. Over images: quantiles of the test images' MSE and the",
         "bootstrap interval of their mean, each averaged over seeds.", "",
-        *_chart("reduced", reduced), *defence_tables(reduced, pictures=True),
+        *_chart("reduced", reduced), *defence_tables(reduced, SIZES["reduced"] + _in_precision(reduced), pictures=True),
         *(reduced_tables(reduced) or ["Not measured yet.", ""]), *official_tables(reduced),
         *_other_precisions(found, "reduced", "Reduced configurations", reduced_tables),
     ]).rstrip() + "\n"
@@ -275,7 +277,8 @@ def _other_precisions(found: dict[str, list[dict]], preset: str, heading: str, t
     lines = []
     for name, runs in found.items():
         if name.startswith(f"{preset}_"):
-            lines += [f"## {heading}{_in_precision(runs)}", "", *_chart(name, runs), *tables(runs), *defence_tables(runs)]
+            lines += [f"## {heading}{_in_precision(runs)}", "", *_chart(name, runs), *tables(runs),
+                      *defence_tables(runs, SIZES[preset] + _in_precision(runs))]
     return lines
 
 

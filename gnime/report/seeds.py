@@ -10,6 +10,7 @@ from ..config import PUBLISHED
 from ..ownfiles import is_own, own_name
 from ..registry import find_row
 from ..store import digest_of, write_text
+from ..words import counted
 from .charts import Caption, draw_frontier, explained
 from .html import attackers, configuration, explainer_title, fill, judged
 from .points import Point, bound_of, percent, percents
@@ -81,8 +82,10 @@ def lines(runs: list[dict], asked: Sequence[int] = ()) -> list[str]:
     over = f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed: no spread"
     rows = [[row["row"], row["MSE"], row["residual leakage"], row["usefulness"], str(row["n"])] for row in summary(seeds)]
     table = aligned(["setting", "MSE, best attacker", "residual leakage", "Pearson", "seeds"], rows)
+    warned = len({warning for run in seeds.runs for warning in run["warnings"]})
     return [f"{explained(first)}: {over}", *table.splitlines(), "", f"verdict: {sentence(seeds)}",
-            f"publish: {agreement(seeds)}", *([f"missing: {absent(seeds)}"] if seeds.missing() else [])]
+            f"publish: {agreement(seeds)}", *([f"missing: {absent(seeds)}"] if seeds.missing() else []),
+            *([f"{counted(warned, 'warning')} of these runs, which the page has"] if warned else [])]
 
 
 def summary(seeds: Seeds) -> list[dict]:
@@ -111,7 +114,10 @@ def shown(seeds: Seeds, name: str) -> dict[str, str]:
 
 
 def frontier(seeds: Seeds) -> tuple[list[Point], Caption]:
-    """What `charts.draw_frontier` draws: a point per row, a cross for its spread. Rows without a leak or a map have none."""
+    """What `charts.draw_frontier` draws: a point per row, a cross for its spread.
+
+    Rows without a leak or a map have none, and rows that lack a seed, whose mean is not of the same victims.
+    """
     n, first = len(seeds.runs), seeds.runs[0]
     rows = [row for row in map(seeds.point, seeds.names) if row.leak is not None and row.kept is not None]
     dominated = tuple(row.name for row in rows if all(row.name in verdict.dominated for _, verdict, of in seeds.having(row.name)
@@ -119,9 +125,10 @@ def frontier(seeds: Seeds) -> tuple[list[Point], Caption]:
     published = {verdict.publish for verdict in seeds.verdicts} - {None}
     bold = published.pop() if len(published) == 1 else None
     over = f"mean and standard deviation over {n} seeds" if n > 1 else f"seed {first['seed']} alone: no spread"
-    fewer = [f"{row.name} of {k}" for row in rows if (k := len(seeds.having(row.name))) < n]
-    headline = f"{explained(first)}: {over}" + (f" ({', '.join(fewer)})" if fewer else "")
-    numbers = [[row.name, row.leak, row.leak_span, row.kept, row.kept_span] for row in rows]
+    fewer = [row.name for row in rows if len(seeds.having(row.name)) < n]
+    rows = [row for row in rows if row.name not in fewer]
+    headline = f"{explained(first)}: {over}" + (f"; not drawn, of fewer seeds: {', '.join(fewer)}" if fewer else "")
+    numbers = [[row.name, row.leak, row.leak_span, row.kept, row.kept_span, row.beside] for row in rows]
     note = digest_of([headline, dominated, bold, numbers])
     return rows, Caption(headline, dominated, "dominated in every seed", bold, note)
 

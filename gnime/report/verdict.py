@@ -139,8 +139,11 @@ def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
     """Of the rows in whose maps nothing was found beyond the prediction, the one that keeps most; none: no map."""
     defended = [row for row in rows.values() if row.defended and row.sound]
     tight = [row for row in defended if row.tight]
-    if tight:
-        row = max(tight, key=lambda row: row.kept)
+    row = max(tight, key=lambda row: row.kept, default=None)
+    if row and row.kept_span[0] <= 0:
+        return "predmi", (f"the prediction without a map. In the maps of {row.name} the attackers found no more than in the "
+                          f"prediction, but these maps do not correlate with the true ones ({row.kept:.2f}).")
+    if row:
         return row.name, (f"{row.name} ({row.title}). Of the rows in whose maps the attackers found no more than in the "
                           f"prediction, or cannot find more, it keeps most: {METRICS[USEFULNESS].title} {row.kept:.2f}, where "
                           f"the clean map has 1. {_assurance(row, published)}")
