@@ -182,9 +182,6 @@ def release_freed_memory(every: float = 0.0) -> None:
     _released = time.monotonic()
 
 
-_deadline = math.inf  # global, because it acts like Ctrl-C
-
-
 SMALL = 1 << 32  # weights times pixels times images of a batch; up to here two threads save a tenth of a step's time or less
 
 
@@ -207,6 +204,9 @@ def training_threads(work: int, device: torch.device) -> Iterator[int]:
         yield torch.get_num_threads()
     finally:
         torch.set_num_threads(usual)
+
+
+_deadline = math.inf  # global, because it acts like Ctrl-C
 
 
 def stop_after(seconds: float) -> None:
