@@ -169,6 +169,13 @@ def test_wide_intervals_of_few_images_prove_nothing():
     assert judge(found).publish == "rnd@0.1"
 
 
+def test_a_map_of_no_bits_is_not_dominated_by_one_that_leaks_less():
+    found = judge(content(cond_mean=(0.2, 0.93), prototypes_4=(0.0, 0.93), gnime=(0.4, 0.93)))
+    assert found.dominated == {"gnime": ["cond-mean", "prototypes-4"]}
+    more = judge(content(cond_mean=(0.2, 0.9), prototypes_4=(0.2, 0.93)))
+    assert more.dominated == {"cond-mean": ["prototypes-4"]}, "which keeps more"
+
+
 def test_what_to_publish():
     several = judge(content(gnime=(0.4, 0.84), cond_mean=(0.02, 0.93), prototypes_4=(0.04, 0.94),
                             cond_prototypes_8=(0.2, 0.97)))

@@ -75,13 +75,17 @@ def judge(content: dict) -> Verdict:
 
 
 def _dominators(row: Point, rows: dict[str, Point]) -> list[str]:
-    """Rows that leak no more and keep no less, one of the two beyond both 95 % intervals; the most useful first."""
+    """Rows that leak no more and keep no less, one of the two beyond both 95 % intervals; the most useful first.
+
+    Maps of 0 bits leak nothing, whatever attackers learn from the defender's images in them. So none leaks less than they do.
+    """
     if row.leak is None or row.kept is None:
         return []
     better = []
     for other in rows.values():
         if other.defended and other.sound and other.kept is not None and other.name != row.name:
-            leaks_less, keeps_more = other.leak_span[1] < row.leak_span[0], other.kept_span[0] > row.kept_span[1]
+            leaks_less = other.leak_span[1] < row.leak_span[0] and row.bits != 0
+            keeps_more = other.kept_span[0] > row.kept_span[1]
             leaks_more, keeps_less = other.leak_span[0] > row.leak_span[1], other.kept_span[1] < row.kept_span[0]
             if (leaks_less or keeps_more) and not (leaks_more or keeps_less):
                 better.append(other)
