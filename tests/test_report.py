@@ -444,4 +444,4 @@ def test_the_example_is_what_the_code_makes_of_its_results():
     assert render(results, pictures) == text
     check_numbers(Page(text), results)
     for name in ("frontier", "frontier narrow"):
-        assert Image.open(io.BytesIO(pictures[name])).info[figures.NOTE] == charts.frontier_note(results)
+        assert Image.open(io.BytesIO(pictures[name])).info[figures.NOTE] == charts.frontier_note(results, judge(results))

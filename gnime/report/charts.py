@@ -27,11 +27,11 @@ def explained(content: dict) -> str:
     return f"{content['target']}, {content['xai']}" + (f" of {layer}" if layer else "")
 
 
-def frontier_note(content: dict) -> str:
-    """The digest of the numbers that the frontier is drawn from; the picture carries it. See `figures.drawn_from`."""
-    return digest_of([[name, *(numbers.get(key) for key in (RESIDUAL, f"{RESIDUAL}_interval", USEFULNESS,
-                                                            f"{USEFULNESS}_interval"))]
-                      for name, numbers in content["settings"].items()])
+def frontier_note(content: dict, verdict: Verdict) -> str:
+    """The digest of what the frontier shows; the picture carries it. See `figures.drawn_from`."""
+    numbers = [[name, *(numbers.get(key) for key in (RESIDUAL, f"{RESIDUAL}_interval", USEFULNESS, f"{USEFULNESS}_interval"))]
+               for name, numbers in content["settings"].items()]
+    return digest_of([numbers, list(verdict.dominated), verdict.publish])
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Caption:
 
 def frontier(path: Path, content: dict, verdict: Verdict, narrow: bool = False) -> None:
     """The frontier of one run, with 95 % intervals over its test images."""
-    caption = Caption(headline(content), tuple(verdict.dominated), "dominated", verdict.publish, frontier_note(content))
+    caption = Caption(headline(content), tuple(verdict.dominated), "dominated", verdict.publish,
+                      frontier_note(content, verdict))
     draw_frontier(path, list(points(content).values()), caption, narrow)
 
 
