@@ -242,12 +242,30 @@ def test_what_each_defence_leaves_and_keeps():
     dominators = set.intersection(*(set(judge(run).dominated["gnime"]) for run in runs))
     assert set(row.split("|")[5].strip().split(", ")) == dominators != set()
     assert "Publish: cond-mean (mean explanation given the prediction). This is the verdict of all 3 seeds." in text
+    warned = [run["seed"] for run in runs if any(line.startswith("cond-mean: ") for line in run["warnings"])]
+    assert warned == [0, 1, 2] and "\nWarning: the maps of cond-mean (all 3 seeds) add nothing to the prediction" in text
+    runs[1]["warnings"] = ["gnime: has not converged"]  # of its own number alone
+    assert "the maps of cond-mean (seeds 0, 2) add nothing" in "\n".join(defence_tables(runs))
     low, high = (round(100 * bound) for bound in runs[0]["settings"]["gnime"]["residual_leakage_interval"])
     assert f"| gnime | {leaks[0]:.0f} % [{low}, {high}] | " in "\n".join(defence_tables(runs[:1]))
     del runs[0]["settings"]["gnime"]
     assert "| gnime (n=2) | " in "\n".join(defence_tables(runs))
     older = [{name: value for name, value in run.items() if name != "verdict"} for run in runs]
     assert defence_tables(older) == []
+
+
+def test_a_row_that_others_dominate_by_turns():
+    """The prototypes of the committed runs on digits with Grad-CAM, by hand from the verdicts of their seeds."""
+    files = sorted((REPOSITORY / "results/reduced").glob("digits_gradcam_seed?.json"))
+    runs = [json.loads(path.read_text()) for path in files]
+    better = [set(judge(run).dominated["prototypes-4"]) for run in runs]
+    assert all(better) and not set.intersection(*better)
+    (row,) = [line for line in defence_tables(runs) if line.startswith("| prototypes-4 |")]
+    assert row.endswith("| another row in each of 3 seeds |")
+    runs[0]["settings"]["prototypes-4"]["pearson_interval"] = [0.0, 1.0]
+    runs[0]["settings"]["prototypes-4"]["residual_leakage_interval"] = [-1.0, 1.0]
+    (row,) = [line for line in defence_tables(runs) if line.startswith("| prototypes-4 |")]
+    assert row.endswith("| in 2 of 3 seeds |")
 
 
 def test_readmes_table_by_hand(runner):
