@@ -186,6 +186,9 @@ def test_what_to_publish():
     assert "Not measured here, and bounded: cond-mean and prototypes-16" in none.reason
     floor = judge(content(["cond-mean: its maps add nothing to the prediction, but"], gnime=(0.4, 0.84), cond_mean=(0.1, 0.93)))
     assert floor.publish == "cond-mean", "no attacker can gain by what follows from the prediction"
+    either = judge(content(gnime=(0.4, 0.84), cond_mean=(0.1, 0.93), prototypes_16=(0.0, 0.92)))
+    assert either.reason == floor.reason + (
+        " In the maps of prototypes-16 no leak was found either, but they may say more than the prediction.")
     worthless = judge(content(gnime=(0.0, -0.59), prototypes_4=(0.0, 0.01)))  # both intervals reach below 0
     assert worthless.publish == "predmi" and worthless.reason.endswith(
         "In the maps of prototypes-4 the attackers found no more than in the prediction, but these maps do not correlate with "

@@ -93,7 +93,7 @@ def _summary(row: Point, content: dict, verdict: Verdict) -> dict:
         "row": row.name, "title": row.title, "judged": judged(row, verdict),
         "residual leakage": "not known" if row.leak is None else percent(row.leak) + (f" {percents(span)}" if span else ""),
         "beside": f"{beside[0]}: {percent(beside[1])} {percents(beside[2])}" if beside else "",
-        "decisive attacker": row.attacker,
+        "decisive attacker": row.attacker + (" (maps not used)" if row.ignored and row.defended else ""),
         "most exposed 5 %": "-" if exposed is None else percent(exposed),
         "usefulness": "no map" if row.kept is None else f"{row.kept:.2f}" + _span_of(numbers, "pearson", ".2f"),
         "bound": bound_of(row),

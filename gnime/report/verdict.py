@@ -150,7 +150,7 @@ def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
     if row:
         return row.name, (f"{row.name} ({row.title}). Of the rows in whose maps the attackers found no more than in the "
                           f"prediction, or cannot find more, it keeps most: {METRICS[USEFULNESS].title} {row.kept:.2f}, where "
-                          f"the clean map has 1. {_assurance(row, published)}")
+                          f"the clean map has 1. {_assurance(row, published)}{_others(row, tight)}")
     untried = [name for name in ("cond-mean", "prototypes-16") if name not in rows]
     measure = f" Not measured here, and bounded: {' and '.join(untried)} (eval.py --settings)." if untried else ""
     if not defended:
@@ -161,6 +161,14 @@ def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
     least = min(defended, key=lambda row: row.leak)
     return "predmi", (f"the prediction without a map. Every defended row leaks. The least is {least.name} ({least.title}) with "
                       f"{percent(least.leak)} {percents(least.leak_span)}.{measure}")
+
+
+def _others(row: Point, tight: list[Point]) -> str:
+    """Why a row of 0 bits is taken, and not one in which less was found."""
+    names = [other.name for other in tight if other.bits != 0]
+    if row.bits != 0 or not names:
+        return ""
+    return f" In the maps of {' and '.join(names)} no leak was found either, but they may say more than the prediction."
 
 
 def _assurance(row: Point, published: str) -> str:
