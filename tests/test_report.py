@@ -446,5 +446,8 @@ def test_the_example_is_what_the_code_makes_of_its_results():
     pictures = dict(zip(picture_names(results), pictures_of(text), strict=True))
     assert render(results, pictures) == text
     check_numbers(Page(text), results)
+    used = {name: results["settings"][name]["residual_leakage_interval"]
+            for name in ("rnd", "gnime", "cond-mean", "prototypes-16")}
+    assert text.count("(maps not used)</td>") == sum(max(map(abs, span)) < 1e-4 for span in used.values()) == 1
     for name in ("frontier", "frontier narrow"):
         assert Image.open(io.BytesIO(pictures[name])).info[figures.NOTE] == charts.frontier_note(results, judge(results))
