@@ -30,7 +30,7 @@ _told: set[str] | None = None  # by the command that runs; global, like the stre
 
 @contextlib.contextmanager
 def one_command() -> Iterator[None]:
-    """What is done in it is one command, which gives each warning once, whichever of its steps find it."""
+    """What is done in it is one command. Each warning, and each line of `system.say_once`, is printed once in it."""
     global _told
     before, _told = _told, set()
     try:
@@ -40,7 +40,7 @@ def one_command() -> Iterator[None]:
 
 
 def is_new(line: str) -> bool:
-    """Whether the command did not ask this of the line before. Outside of a command each is new."""
+    """Whether the command has not printed the line yet, as it now will. Outside of a command each is new."""
     if _told is None:
         return True
     new = line not in _told

@@ -182,7 +182,7 @@ def release_freed_memory(every: float = 0.0) -> None:
     _released = time.monotonic()
 
 
-SMALL = 1 << 32  # weights times pixels times images of a batch; up to here two threads save a tenth of a step's time or less
+SMALL = 1 << 32  # weights times pixels times images of a batch; up to here a second thread saves a sixth of a step at most
 
 
 @contextlib.contextmanager

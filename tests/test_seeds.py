@@ -188,7 +188,7 @@ def test_one_seed_has_no_spread(digits):
     assert "One seed: no spread" in text and "±" not in text
     lines = seeds.lines(digits[:1])
     assert lines[0] == "digits, lrp: one seed: no spread" and not any("±" in line for line in lines)
-    assert lines[-1] == f"{len(digits[0]['warnings'])} warning of these runs, which the page has"
+    assert lines[-1] == f"warnings: {len(digits[0]['warnings'])}, listed on the page"
     assert lines[-2].startswith("publish: cond-mean (mean explanation given the prediction). This is the verdict of seed 0. "
                                 "Its maps correlate by 0.92 with the true ones. By measurement they leave 10 % of the leak, ")
     digits[0]["configuration"]["layer"] = "conv2"

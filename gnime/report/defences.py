@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from ..registry import ATTACKERS, EXPLAINERS
 from .groups import DEFAULT, comparable, group
 from .seeds import agreement, frontier, leak_of_one, sentence, shown
-from .spread import Seeds, by_seed, gather
+from .spread import NOT_KNOWN, Seeds, by_seed, gather
 
-SUMMARISED = "rnd", "gnime@30", "gnime", "cond-mean", "prototypes-16", "cond-prototypes-8"  # one of each kind; README has room
+SUMMARISED = "rnd", "gnime@30", "gnime", "cond-mean", "prototypes-16", "cond-prototypes-8"  # README has no room for all
 
 
 def defence_tables(runs: list[dict], where: str = "", pictures: bool = False) -> list[str]:
@@ -50,7 +50,7 @@ def summary_table(runs: list[dict]) -> list[str]:
 
 def _cell(seeds: Seeds, name: str) -> str:
     leak, kept = shown(seeds, name)["residual leakage"], seeds.kept(name).mean
-    return f"{leak}, {'not known' if kept is None else format(kept, '.2f')}{_fewer(seeds, name)}"
+    return f"{leak}, {NOT_KNOWN if kept is None else format(kept, '.2f')}{_fewer(seeds, name)}"
 
 
 def name_of_frontier(target: str, xai: str) -> str:

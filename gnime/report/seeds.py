@@ -10,7 +10,6 @@ from ..config import PUBLISHED
 from ..ownfiles import is_own, own_name
 from ..registry import find_row
 from ..store import digest_of, write_text
-from ..words import counted
 from .charts import Caption, draw_frontier, explained
 from .html import attackers, configuration, explainer_title, fill, judged
 from .points import Point, bound_of, percent, percents
@@ -85,7 +84,7 @@ def lines(runs: list[dict], asked: Sequence[int] = ()) -> list[str]:
     warned = len({warning for run in seeds.runs for warning in run["warnings"]})
     return [f"{explained(first)}: {over}", *table.splitlines(), "", f"verdict: {sentence(seeds)}",
             f"publish: {agreement(seeds)}", *([f"missing: {absent(seeds)}"] if seeds.missing() else []),
-            *([f"{counted(warned, 'warning')} of these runs, which the page has"] if warned else [])]
+            *([f"warnings: {warned}, listed on the page"] if warned else [])]
 
 
 def summary(seeds: Seeds) -> list[dict]:
