@@ -1,8 +1,9 @@
 """Training steps beside one busy process and beside none: with threads that soon sleep and with the library's own default, and
 small steps with one thread and with several.
 
-Steps are the accelerated ones of step.py, at the paper's width, and an attacker's of the demo. Needs two processors or more:
-one thread waits for no other.
+Steps are the accelerated ones of step.py, at the paper's width, and an attacker's of the demo. They are timed several at a
+time, one after another as in training: after a pause the first one is slower. Needs two processors or more: one thread waits
+for no other.
 """
 
 import argparse
@@ -21,10 +22,14 @@ SETTINGS = {"ours": {"GOMP_SPINCOUNT": SPINS, "OMP_WAIT_POLICY": None},
             "library": {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None}}
 
 
+STEPS = {"injector_step": 3, "victim_step": 15, "small_steps": 1}  # of a measurement: about two seconds
+
+
 def built(step: str, batch: int):
     import step as steps  # imports torch, which must find the settings
 
-    return getattr(steps, step)(batch, True)
+    work = getattr(steps, step)(batch, True)
+    return lambda: [work() for _ in range(STEPS[step])]
 
 
 @contextlib.contextmanager
@@ -86,7 +91,7 @@ def main(chosen: argparse.Namespace) -> None:
                          "and take two threads or more")
     batch, rounds = (32, 2) if chosen.quick else (128, 9)
     report = Report(chosen)
-    print(f"batch {batch}, mnist, width 2048")
+    print(f"batch {batch}, mnist, width 2048; {STEPS['injector_step']} injector steps, {STEPS['victim_step']} victim steps")
     for step in ("injector_step", "victim_step"):
         compare_waiting(report, step, batch, rounds)
     print("small steps: 20 steps of batch 32, digits, width 256")

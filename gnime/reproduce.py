@@ -228,7 +228,12 @@ def _writable(folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs, writes or compares; returns the exit code: 0, 1 for what the user must mend outside, 2 for bad usage."""
-    options = parser().parse_args(arguments)
+    flags = parser()
+    options = flags.parse_args(arguments)
+    if instead := next((name for name in ("docs", "check") if getattr(options, name)), ""):
+        changed = [name for name, value in vars(options).items() if value != flags.get_default(name)]
+        if others := [name for name in changed if name not in (instead, "results")]:
+            flags.error(f"argument --{others[0].replace('_', '-')}: not of --{instead}, which takes --results alone")
 
     def work() -> int:
         if not (options.docs or options.check):

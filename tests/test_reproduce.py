@@ -237,6 +237,7 @@ def test_a_damaged_result_is_one_line(runner, text):
     ["--seeds", "x"], ["--seeds"], ["--seeds", str(2**31)], ["--targets", "../etc"], ["--targets", ".."], ["--xai", "shap"],
     ["--gpu", "-2"], ["--settings", "nothing"], ["--preset", "small"], ["--docs", "--check"], ["--unknown"],
     ["--targets", "digits", "faces"], ["--targets", "celeba"],
+    ["--docs"], ["--check", "--seeds", "1"],
 ])
 def test_bad_flags_are_one_line_and_nothing_is_made(runner, flags):
     code, line = runner.fails("--preset", "reduced", *flags)
