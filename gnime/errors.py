@@ -24,7 +24,7 @@ class Unfinished(GnimeError):
 
 
 class Stopped(GnimeError):
-    """The user pressed Ctrl-C, and the finished epochs are saved. Exit code 130, as a shell expects."""
+    """Ctrl-C, SIGTERM or a time limit ended a training, and its finished epochs are saved. Exit code 130."""
 
     exit_code = 130
 

@@ -35,10 +35,11 @@ def fork_context() -> multiprocessing.context.ForkServerContext:
 def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
     """Runs each of `works` in a process of its own, `jobs` at a time, in their order.
 
-    Ctrl-C and the time limit of this process hold for all: each saves its training. When one fails, the others save theirs.
+    Ctrl-C, SIGTERM and the time limit of this process hold for all: each saves its training. When one fails, the others save
+    theirs.
 
     Raises:
-        GnimeError: the first fault of a process. Stopped: Ctrl-C, or the time is up.
+        GnimeError: the first fault of a process. Stopped: Ctrl-C or SIGTERM, or the time is up.
     """
     context, waiting, running = fork_context(), list(works), {}
     fault: GnimeError | None = None
@@ -76,7 +77,7 @@ def _ended(running: dict[Connection, multiprocessing.Process]) -> Iterator[None]
         yield
     finally:
         for process in running.values():
-            process.terminate()
+            process.kill()  # SIGTERM would let it finish its epoch
             process.join()
 
 

@@ -99,7 +99,7 @@ class Resumable:
         self._clock = now
 
     def stop_if(self, interrupt: Interrupt) -> None:
-        """Raises `Stopped` if Ctrl-C was pressed and the last finished epoch is saved. Call it at each step and epoch."""
+        """Raises `Stopped` if it is asked for and the last finished epoch is saved. Call it at each step and epoch."""
         if interrupt.asked and self._epoch_saved == self.plain["epoch"]:
             raise Stopped(f"stopped after epoch {self.plain['epoch']}; the same command goes on from {self.path}")
 

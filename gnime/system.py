@@ -226,11 +226,13 @@ def time_is_up() -> bool:
 
 
 class Interrupt:
-    """Ctrl-C sets a flag that training checks after each step. A second Ctrl-C stops at once.
+    """Ctrl-C and SIGTERM set a flag that training checks after each step. A second one stops at once.
 
-    A shell starts commands in the background with the signal ignored. Then it stays ignored.
+    SIGTERM is what `kill`, batch systems and containers send. A shell starts commands in the background with Ctrl-C's signal
+    ignored. Then it stays ignored.
     """
 
+    AGAIN = {signal.SIGINT: "press Ctrl-C again to stop at once", signal.SIGTERM: "a second SIGTERM stops it at once"}
     announces = True  # of a process whose parent announces it: False
 
     @property
@@ -241,9 +243,8 @@ class Interrupt:
     def __enter__(self):
         self._pressed = False
         main = threading.current_thread() is threading.main_thread()
-        self._usable = main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-        if self._usable:
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+        usable = [number for number in self.AGAIN if main and signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._on_signal) for number in usable}
         return self
 
     def _on_signal(self, number, frame):
@@ -251,11 +252,11 @@ class Interrupt:
             raise KeyboardInterrupt
         self._pressed = True
         if self.announces:
-            warn("stopping at the end of this epoch, which is then saved; press Ctrl-C again to stop at once")
+            warn(f"stopping at the end of this epoch, which is then saved; {self.AGAIN[number]}")
 
     def __exit__(self, *error):
-        if self._usable:
-            signal.signal(signal.SIGINT, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 @cache

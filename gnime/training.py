@@ -69,7 +69,7 @@ def fit(task: TrainingTask, file: StateFile, device: Device) -> dict:
 
     Raises:
         GnimeError: a loss, a weight or a score is not finite.
-        Stopped: the user pressed Ctrl-C, or the time of `system.stop_after` is up.
+        Stopped: Ctrl-C or SIGTERM, or the time of `system.stop_after` is up.
     """
     network, config = task.network, task.config
     run = Resumable(file, [network], config, device)
@@ -200,7 +200,7 @@ def fit_minmax(task: MinMaxTask, file: StateFile, device: Device) -> dict:
 
     Raises:
         GnimeError: a loss or a weight is not finite.
-        Stopped: the user pressed Ctrl-C, or the time of `system.stop_after` is up.
+        Stopped: Ctrl-C or SIGTERM, or the time of `system.stop_after` is up.
     """
     run = Resumable(file, [task.injector, task.inverter], task.config, device)
     step = Step(partial(_two_player_step, task, device), run.networks, device)

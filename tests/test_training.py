@@ -219,35 +219,37 @@ def test_killed_in_an_epoch_it_goes_on_from_the_last_saved_one(tmp_path, monkeyp
         assert states[0].digest == states[1].digest, "networks, optimisers and best weights, bit for bit"
 
 
-def test_sigint_in_a_step_is_obeyed_when_the_epoch_can_be_saved(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_step_is_obeyed_when_the_epoch_can_be_saved(tmp_path, number):
     steps = iter(range(100))
 
     def loss(network, batch):
         if next(steps) == 4:  # second epoch, second of three steps
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return training.cross_entropy(network, batch)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     path = tmp_path / "victim.state.pt"
     _, fit = classifier(path, loss=loss)
     with pytest.raises(Stopped, match="after epoch 2"):
         fit()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert next(steps) == 6, "the epoch was ended, no step more"
     assert load_checkpoint(path).extra["epoch"] == 2
 
 
-def test_a_second_sigint_stops_at_once(tmp_path):
+@pytest.mark.parametrize("numbers", [[signal.SIGINT] * 2, [signal.SIGTERM] * 2, [signal.SIGTERM, signal.SIGINT]])
+def test_a_second_signal_stops_at_once(tmp_path, numbers):
     def loss(network, batch):
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
+        for number in numbers:
+            os.kill(os.getpid(), number)
         return training.cross_entropy(network, batch)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
     _, fit = classifier(tmp_path / "victim.state.pt", loss=loss)
     with pytest.raises(KeyboardInterrupt):
         fit()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert [signal.getsignal(number) for number in numbers] == before
     assert not list(tmp_path.iterdir())
 
 
