@@ -87,7 +87,7 @@ class PredMI(nn.Module):
     def forward(self, explanation: Tensor | None, prediction: Tensor) -> Tensor:
         """prediction (N, classes); the explanation is ignored. Returns (N, channels, size, size), linear."""
         x = F.relu(self.dense(prediction))  # (N, w/2)
-        return bring(self.decoder(x[:, :, None, None]), self.size)  # (N, C, T, T)
+        return bring(self.decoder(x[..., None, None]), self.size)  # (N, C, T, T)
 
 
 class ExpMI(nn.Module):
@@ -125,7 +125,7 @@ class ExpMI(nn.Module):
         code = F.relu(self.code(x.flatten(1)))  # (N, 64)
         together = torch.cat([code, explanation.flatten(1), prediction], 1)  # (N, 64 + K S S + classes)
         x = F.relu(self.bottleneck(together))  # (N, w/4)
-        return bring(self.decoder(x[:, :, None, None], skips), self.size)  # (N, C, T, T)
+        return bring(self.decoder(x[..., None, None], skips), self.size)  # (N, C, T, T)
 
 
 class DenseExpMI(ExpMI):

@@ -26,7 +26,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """x (N, below, k, k), code (N, CODE). Returns (N, above, k, k)."""
-        scale, offset = self.film(code)[:, :, None, None].chunk(2, 1)  # (N, above, 1, 1) each
+        scale, offset = self.film(code)[..., None, None].chunk(2, 1)  # (N, above, 1, 1) each
         inside = self.first(F.silu(x)) * (1 + scale) + offset
         return self.short(x) + self.second(F.silu(inside))
 

@@ -35,7 +35,7 @@ def relu_and_pool(x, pooled, codes, channels, row):
         winner = tl.where(wins, pixel, winner)
         passing += tl.where(value != 0, 1 << pixel, 0)
     tl.store(pooled + row * line + window, largest.to(pooled.dtype.element_ty), mask=inside)
-    tl.store(codes + row * line + window, (passing + 16 * winner).to(tl.uint8), mask=inside)
+    tl.store(codes + row * line + window, (passing + 16 * winner).to(tl.int8), mask=inside)
 
 
 @triton.jit
@@ -68,7 +68,7 @@ class FusedReluAndPool(torch.autograd.Function):
         last = x.is_contiguous(memory_format=torch.channels_last)
         ctx.layout = torch.channels_last if last else torch.contiguous_format
         pooled = torch.empty((n, channels, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=ctx.layout)
-        codes = torch.empty_like(pooled, dtype=torch.uint8)
+        codes = torch.empty_like(pooled, dtype=torch.int8)
         ctx.sizes = (channels, channels * w // 2) if last else (1, w // 2)
         _launch(relu_and_pool, x, pooled, codes, *ctx.sizes)
         ctx.mark_dirty(x)
