@@ -140,7 +140,7 @@ class Report:
 
     def claim(self, claim: str, measured: float, target: float, at_most: bool = False) -> None:
         good = measured <= target if at_most else measured >= target
-        self.claims.append({"claim": claim, "measured": round(measured, 3), "target": target, "ok": good})
+        self.claims.append({"claim": claim, "measured": round(measured, 3), "target": target, "at_most": at_most, "ok": good})
 
     def finish(self) -> None:
         print()

@@ -127,12 +127,10 @@ def main():
             builds = partial(step, batch, False), partial(step, batch, True, bf16)
             report.compare(name, ("plain", "ours"), builds, rounds, goal)
     n, inputs, side, outputs = CEILING
-    rate = 2 * 9 * n * inputs * side**2 * outputs / min(report.alone("convolution at the ceiling", ceiling, 20))
-    for step in (injector_step, predmi_step, victim_step):
-        name, count = step.__name__.replace("_", " "), products(step, batch)
-        ours = report.figures[f"{name} fp32: ours"]["median"]
-        print(f"{name}: {count / 1e9:.0f} G operations in the plain formulation, {count / rate:.2f} s at the ceiling of "
-              f"{rate / 1e9:.0f} G a second; ours takes {ours:.2f} s")
+    seconds = min(report.alone("convolution at the ceiling", ceiling, 20))
+    report.number("ceiling, G operations a second", 2e-9 * 9 * n * inputs * side**2 * outputs / seconds)
+    for step in (injector_step, predmi_step, victim_step):  # of the plain formulation
+        report.number(f"{step.__name__.replace('_', ' ')}: products, G operations", products(step, batch) / 1e9)
     report.finish()
 
 
