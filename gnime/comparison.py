@@ -7,7 +7,6 @@ from torch import Tensor
 
 from .evaluate import Result
 from .metrics.leakage import (
-    CHANCE,
     LEAST_LEAK,
     NOTHING,
     bootstrap_interval,
@@ -109,10 +108,10 @@ def _more_than_its_bits(results: dict[str, Result]) -> list[str]:
     warnings = []
     for name, result in results.items():
         leak, interval = result.numbers[RESIDUAL], result.numbers.get(f"{RESIDUAL}_interval")
-        if find_row(name).bits == 0 and leak is not None and (leak > CHANCE or (interval and interval[0] >= NOTHING)):
-            warnings.append(f"{name}: its maps add nothing to the prediction, but residual leakage is "
-                            f"{leak:.0%}: attackers learn less from the prediction than it tells, or the "
-                            "maps tell of the defender's images; the other rows' leakage is too large by as much")
+        if find_row(name).bits == 0 and interval and interval[0] >= NOTHING:
+            warnings.append(f"{name}: its maps add nothing to the prediction, but residual leakage is {leak:.0%}: attackers "
+                            "learn less from the prediction than it tells, and then the other rows' leakage is too large "
+                            "too, by up to about as much; or the maps tell of the defender's images")
     return warnings
 
 

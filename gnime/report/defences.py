@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from ..metrics.leakage import NOTHING
 from ..registry import ATTACKERS, EXPLAINERS
 from .groups import DEFAULT, comparable, group
 from .seeds import agreement, frontier, leak_of_one, sentence, shown
@@ -30,13 +31,14 @@ def defence_tables(runs: list[dict], where: str = "", pictures: bool = False) ->
 
 
 def _too_large(seeds: Seeds) -> list[str]:
-    """Rows whose maps add nothing to the prediction and seem to leak, which the runs warn of."""
-    warned = [(name, run["seed"]) for name in seeds.names if seeds.point(name).bits == 0 for run in seeds.runs
-              if any(warning.startswith(f"{name}: ") for warning in run["warnings"])]
-    found = by_seed(warned, len(seeds.runs))
+    """Rows whose maps add nothing to the prediction and seem to leak, by more than chance."""
+    leaky = [(name, run["seed"]) for name in seeds.names for run, _, row in seeds.having(name)
+             if row.bits == 0 and row.leak is not None and row.leak_span[0] >= NOTHING]
+    found = by_seed(leaky, len(seeds.runs))
     return [f"Warning: the maps of {' and '.join(f'{name} ({which})' for name, which in found.items())} add nothing to the "
-            "prediction, and seem to leak. Attackers learn less from the prediction than it tells, or the maps tell of the "
-            "defender's images. The leakage of the other rows is too large by about as much.", ""] if found else []
+            "prediction, and seem to leak. Either attackers learn less from the prediction than it tells, and then the leakage "
+            "of the other rows is too large too, by up to about as much; or the maps tell of the defender's images.",
+            ""] if found else []
 
 
 def summary_table(runs: list[dict]) -> list[str]:

@@ -52,16 +52,25 @@ class Point:
         return self.leak is not None and all(abs(end) < 1e-4 for end in self.leak_span)
 
     @property
-    def spans(self) -> list[Interval]:
-        """Intervals of residual leakage, of the best attacker and of the strongest of those that know more."""
-        return [self.leak_span, *([self.beside[2]] if self.beside else [])]
+    def found(self) -> list[tuple[float, Interval]]:
+        """Leaks with their intervals: to the best attacker, and to the strongest of those that know more."""
+        return [(self.leak, self.leak_span), *([self.beside[1:]] if self.beside else [])]
+
+    @property
+    def worst(self) -> tuple[float, Interval]:
+        """The largest of them."""
+        return max(self.found)
+
+    @property
+    def leaks(self) -> bool:
+        """Whether an attacker found more than in the prediction. One of the row's that has not converged finds too little."""
+        return self.leak is not None and self.bits != 0 and any(low >= NOTHING for _, (low, _) in self.found)
 
     @property
     def tight(self) -> bool:
         """Whether no attacker found more in its maps than in the prediction: all intervals of its leak reach 0, or begin below
         `NOTHING`, and no leak is larger than what chance makes. Wide intervals of few images prove nothing."""
-        leaks = [self.leak, *([self.beside[1]] if self.beside else [])]
-        return self.sound and (self.bits == 0 or all(low < NOTHING for low, _ in self.spans) and max(leaks) <= CHANCE)
+        return self.sound and (self.bits == 0 or not self.leaks and self.worst[0] <= CHANCE)
 
 
 def percent(value: float) -> str:
@@ -94,7 +103,7 @@ def points(content: dict) -> dict[str, Point]:
             name, numbers["title"], leak, _span(numbers, RESIDUAL, leak), kept, _span(numbers, USEFULNESS, kept),
             attacker_title(numbers["best"]["attacker"]), beside, numbers["bits"],
             tuple(warning for warning in content["warnings"]
-                  if warning.startswith(f"{name}: ") and not (beside and beside[0] in warning)))
+                  if warning.startswith(f"{name}: ") and not any(trial in warning for trial in numbers.get("beside", ()))))
     return found
 
 

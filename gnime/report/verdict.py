@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..config import PUBLISHED
-from ..metrics.leakage import NOTHING
 from ..registry import DEFENCES, METRICS, RESIDUAL, USEFULNESS, find_row, injector_row
 from .points import Point, bits, percent, percents, points
 
 FOLLOW = ("follow from what is published of the prediction: they tell neither an attacker nor a user more about the image than "
           "that does")  # said of maps of 0 bits
+ENDS = "predmi", "expmi"  # the rows to which every leak is relative: 0 and 100 %
+LITTLE = "the undefended maps help the attackers too little to measure a leak"
 KINDS = {"unsound": "cannot be trusted yet", "dominated": "dominated", "unsafe": "leaks"}
 
 
@@ -65,9 +66,9 @@ def judge(content: dict) -> Verdict:
     rows = points(content)
     dominated = {row.name: better for row in rows.values() if row.defended and (better := _dominators(row, rows))}
     name = subject(list(rows))
-    publish, reason = _choose(rows, published(content))
+    publish, reason = _choose(rows, content)
     unlearnt = _unlearnt(rows, content)
-    if publish in unlearnt:
+    if publish in unlearnt and publish != "predmi":
         reason += " But its attacker was still learning: see below."
     advice = [*_unsound(rows, unlearnt, content), *_worse(rows, dominated, publish)]
     sentence = _sentence(rows.get(name), rows, content)
@@ -84,9 +85,10 @@ def _dominators(row: Point, rows: dict[str, Point]) -> list[str]:
     better = []
     for other in rows.values():
         if other.defended and other.sound and other.kept is not None and other.name != row.name:
-            leaks_less = other.leak_span[1] < row.leak_span[0] and row.bits != 0
+            (_, span), (_, others) = row.worst, other.worst
+            leaks_less = others[1] < span[0] and row.bits != 0
             keeps_more = other.kept_span[0] > row.kept_span[1]
-            leaks_more, keeps_less = other.leak_span[0] > row.leak_span[1], other.kept_span[1] < row.kept_span[0]
+            leaks_more, keeps_less = others[0] > span[1], other.kept_span[1] < row.kept_span[0]
             if (leaks_less or keeps_more) and not (leaks_more or keeps_less):
                 better.append(other)
     return [other.name for other in sorted(better, key=lambda other: -other.kept)]
@@ -108,7 +110,7 @@ def _sentence(row: Point | None, rows: dict[str, Point], content: dict) -> str:
 
 def lacking(names: Iterable[str]) -> list[str]:
     """The rows, of the two to which every leak is relative, that are not among these."""
-    return [name for name in ("predmi", "expmi") if name not in names]
+    return [name for name in ENDS if name not in names]
 
 
 def unknown(name: str, content: dict) -> tuple[str, str]:
@@ -123,7 +125,7 @@ def unknown(name: str, content: dict) -> tuple[str, str]:
         return f"{why}measured", f"add {them} to --settings"
     leak = settings[name].get(RESIDUAL)
     if leak is None or settings[name].get(f"{RESIDUAL}_interval", ()) is None:
-        return "the undefended maps help the attackers too little to measure a leak", ""
+        return LITTLE, ""
     why = f"its residual leakage would be {percent(leak)}, which no leak can be: its attackers have not converged"
     return why, "train longer"
 
@@ -139,9 +141,9 @@ def _worth(row: Point, mean: Point | None) -> str:
     return f"{said}, which is no more than maps made from the prediction alone do ({mean.kept:.2f}){told}"
 
 
-def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
+def _choose(rows: dict[str, Point], content: dict) -> tuple[str | None, str]:
     """Of the rows in whose maps nothing was found beyond the prediction, the one that keeps most; none: no map."""
-    defended = [row for row in rows.values() if row.defended and row.sound]
+    defended = [row for row in rows.values() if row.defended]
     tight = [row for row in defended if row.tight]
     row = max(tight, key=lambda row: row.kept, default=None)
     if row and row.kept_span[0] <= 0:
@@ -150,17 +152,25 @@ def _choose(rows: dict[str, Point], published: str) -> tuple[str | None, str]:
     if row:
         return row.name, (f"{row.name} ({row.title}). Of the rows in whose maps the attackers found no more than in the "
                           f"prediction, or cannot find more, it keeps most: {METRICS[USEFULNESS].title} {row.kept:.2f}, where "
-                          f"the clean map has 1. {_assurance(row, published)}{_others(row, tight)}")
+                          f"the clean map has 1. {_assurance(row, published(content))}{_others(row, tight)}")
     untried = [name for name in ("cond-mean", "prototypes-16") if name not in rows]
     measure = f" Not measured here, and bounded: {' and '.join(untried)} (eval.py --settings)." if untried else ""
-    if not defended:
-        missing = " and ".join(lacking(rows))
-        held = "no defence has numbers that hold" if any(row.defended for row in rows.values()) else "no defence was measured"
-        why = f"no leak is known without {missing}" if missing else held
-        return None, f"nothing yet, because {why}.{measure}"
-    least = min(defended, key=lambda row: row.leak)
-    return "predmi", (f"the prediction without a map. Every defended row leaks. The least is {least.name} ({least.title}) with "
-                      f"{percent(least.leak)} {percents(least.leak_span)}.{measure}")
+    known = [row for row in defended if row.sound or row.leaks]
+    if not known:
+        return None, f"nothing yet, because {_nothing_known(defended, content, measure)}"
+    least = min(known, key=lambda row: row.worst[0])
+    which = "" if len(known) == len(defended) else " whose numbers hold"
+    return "predmi", (f"the prediction without a map. Every defended row{which} leaks. The least is {least.name} "
+                      f"({least.title}): {_leaks(least)}.{measure}")
+
+
+def _nothing_known(defended: list[Point], content: dict, measure: str) -> str:
+    """Why nothing is known of any of these rows, and what to do; `measure` where other rows may help."""
+    if missing := lacking(content["settings"]):
+        return f"no leak is known without {' and '.join(missing)}.{measure}"
+    if defended and all(row.leak is None and unknown(row.name, content)[0] == LITTLE for row in defended):
+        return f"{LITTLE}. More images may show one."
+    return f"no defence {'has numbers that hold' if defended else 'was measured'}.{measure}"
 
 
 def _others(row: Point, tight: list[Point]) -> str:
@@ -180,7 +190,7 @@ def _assurance(row: Point, published: str) -> str:
         seen += f", and {percent(row.beside[1])} {percents(row.beside[2])} to {row.beside[0]}"
     if row.bits == 0:
         return f"{seen}, but its maps {FOLLOW}."
-    seen += f", so {percent(max(high for _, high in row.spans))} cannot be ruled out"
+    seen += f", so {percent(max(high for _, (_, high) in row.found))} cannot be ruled out"
     if find_row(row.name).draws:
         seen += ". This holds for one answer to each image, with a secret seed"
     return f"{seen}. {bound(row, published)}"
@@ -203,11 +213,13 @@ def _unlearnt(rows: dict[str, Point], content: dict) -> list[str]:
 def _unsound(rows: dict[str, Point], unlearnt: list[str], content: dict) -> list[Advice]:
     """Rows with a warning, and those of `unlearnt`. A warning of a row of 0 bits is about all the others."""
     advice = [Advice((row.name,), "unsound", warning) for row in rows.values() if row.bits != 0 for warning in row.warnings]
-    if unlearnt:
-        epochs = content["configuration"]["stages"]["inverter"]["epochs"]
-        advice.append(Advice(tuple(unlearnt), "unsound", (
-            f"{', '.join(unlearnt)}: the paper's attacker was still improving when its epochs were over. If it comes to beat "
-            f"the best one, the row leaks more; train it longer: eval.py --epochs {2 * epochs}")))
+    epochs = content["configuration"]["stages"]["inverter"]["epochs"]
+    for names, then in (([name for name in unlearnt if name not in ENDS], "the row leaks more"),
+                        ([name for name in unlearnt if name in ENDS], "the other rows' leakage is smaller")):
+        if names:
+            advice.append(Advice(tuple(names), "unsound", (
+                f"{', '.join(names)}: the paper's attacker was still improving when its epochs were over. If it comes to beat "
+                f"the best one, {then}; train it longer: eval.py --epochs {2 * epochs}")))
     return advice
 
 
@@ -220,13 +232,13 @@ def _worse(rows: dict[str, Point], dominated: dict[str, list[str]], publish: str
         better = dominated.get(row.name, [])
         other = rows.get(publish if publish in better else next(iter(better), ""))
         if other:
-            worse = other.leak > row.leak, other.kept < row.kept
+            (found, span), worse = other.worst, (other.worst[0] > row.worst[0], other.kept < row.kept)
             leak, kept = (", as far as these images can tell" if is_worse else "" for is_worse in worse)
             advice.append(Advice((row.name,), "dominated", (
-                f"{row.name}: {_leaks(row)}. {other.name} leaks no more{leak} ({percent(other.leak)} "
-                f"{percents(other.leak_span)}), and keeps no less{kept} ({other.kept:.2f} against {row.kept:.2f}): "
+                f"{row.name}: {_leaks(row)}. {other.name} leaks no more{leak} ({percent(found)} "
+                f"{percents(span)}), and keeps no less{kept} ({other.kept:.2f} against {row.kept:.2f}): "
                 f"take {other.name}")))
-        elif row.bits != 0 and any(low >= NOTHING for low, _ in row.spans):
+        elif row.leaks:
             advice.append(Advice((row.name,), "unsafe", f"{row.name}: {_leaks(row)}: {_instead(row, publish)}"))
     return advice
 
