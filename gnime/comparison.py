@@ -17,6 +17,7 @@ from .metrics.leakage import (
 from .registry import ATTACKERS, RESIDUAL, find_row
 from .words import counted
 
+FEW = 20  # test images; a bootstrap's interval is too narrow by sqrt((n - 1) / n) and Student's t: 9 % with 20, 18 % with 10
 SAME = 0.1  # MSE, relative: two attackers of the same data may differ so much by their weights at the start
 
 
@@ -32,9 +33,16 @@ def compare(results: dict[str, Result], remedy: str = "train longer") -> list[st
             result.numbers[RESIDUAL] = residual_leakage(*(part.double().mean().item() for part in parts))
             if name not in ("predmi", "expmi"):  # which are 0 and 1 by definition
                 result.numbers |= {f"{RESIDUAL}_interval": paired_interval(*parts), f"{RESIDUAL}_exposed": exposed(*parts)}
-    warnings = [*_unlearnt(results, remedy), *_noise_that_leaks(results, remedy), *_more_than_its_bits(results)]
+    warnings = [*_few_images(results), *_unlearnt(results, remedy), *_noise_that_leaks(results, remedy),
+                *_more_than_its_bits(results)]
     told = {warning.split(":")[0] for warning in warnings}
     return warnings + [warning for warning in _impossible(results, remedy) if warning.split(":")[0] not in told]
+
+
+def _few_images(results: dict[str, Result]) -> list[str]:
+    tested = min((len(result.errors) for result in results.values()), default=FEW)
+    return [f"{counted(tested, 'test image')} cannot carry a verdict: over fewer than {FEW} the intervals are too narrow; give "
+            "more images"] if tested < FEW else []
 
 
 def exposed(row: Tensor, prediction: Tensor, undefended: Tensor) -> float | None:
@@ -57,11 +65,12 @@ EXPOSED = 0.05  # share of the test images
 
 
 def _impossible(results: dict[str, Result], remedy: str) -> list[str]:
-    """Rows whose residual leakage is not from 0 to 1, by more than chance."""
+    """Rows whose residual leakage is not from 0 to 1, by more than chance. Where the undefended leak is too small for an
+    interval, nothing is said."""
     warnings = []
     for name, result in results.items():
-        leak = result.numbers[RESIDUAL]
-        if leak is not None and not is_possible(leak, result.numbers.get(f"{RESIDUAL}_interval")):
+        leak, interval = result.numbers[RESIDUAL], result.numbers.get(f"{RESIDUAL}_interval", ())
+        if leak is not None and interval is not None and not is_possible(leak, interval):
             side = "less than one without explanations" if leak < 0 else "more than one of the undefended explanations"
             warnings.append(f"{name}: the best attacker recovers {side} (residual leakage {leak:.0%}): attackers have not "
                             f"converged; {remedy}")

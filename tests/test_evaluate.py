@@ -171,6 +171,24 @@ def test_a_leak_that_cannot_be_one_is_none():
     assert not leakage.is_possible(None, None) and leakage.is_possible(0.5, None)
 
 
+def test_where_undefended_maps_hardly_help_no_row_is_judged():
+    prediction = torch.full((200,), 0.1)
+    found = of_errors({"predmi": prediction, "expmi": prediction - 1e-9, "gnime": prediction + 0.01})
+    assert compare(found) == [] and found["gnime"].numbers["residual_leakage_interval"] is None
+    for result in found.values():
+        result.numbers |= {"best": {"attacker": "kernel", "mse": 0.1, "ssim": 0.5}, "mse_strongest": 0.1}
+    gnime = next(line for line in verdict_table(found).splitlines() if line.startswith("gnime"))
+    assert "converged" not in gnime and "%" not in gnime
+
+
+def test_few_test_images_are_warned_of():
+    def warnings(images):
+        errors = torch.linspace(0.1, 0.2, images)
+        return compare(of_errors({"predmi": errors, "expmi": errors - 0.09, "gnime": errors - 0.05}))
+
+    assert warnings(20) == [] and len(warnings(19)) == 1 and warnings(19)[0].startswith("19 test images cannot carry a verdict")
+
+
 def test_an_interval_is_paired_over_images():
     """Images differ far more than attackers do; the ratio does not."""
     scale = torch.rand(200) * 10

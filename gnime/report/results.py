@@ -48,9 +48,9 @@ def verdict_table(results: dict[str, Result]) -> str:
     lines = []
     for name, result in results.items():
         numbers, best = result.numbers, result.numbers["best"]
-        interval = numbers.get(f"{RESIDUAL}_interval")
+        interval, share = numbers.get(f"{RESIDUAL}_interval"), _share(numbers)
         lines.append([name, best["attacker"], _number(best["mse"]), _number(best["ssim"]), _number(numbers["mse_strongest"]),
-                      _share(numbers[RESIDUAL], interval), "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
+                      share, "-" if interval is None else "[{:.1%}, {:.1%}]".format(*interval),
                       _number(numbers.get(f"{RESIDUAL}_exposed"), ".1%"),
                       f"{sum(result.costs.values()):.0f} s"])
     return aligned(["setting", "best attacker", "MSE", "SSIM", "MSE, best per image", "residual leakage", "95 % (test images)",
@@ -94,9 +94,12 @@ def _number(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def _share(residual: float | None, interval: list[float] | None) -> str:
-    """Of residual leakage: no percentage where it cannot be one."""
-    return "not converged" if residual is not None and not is_possible(residual, interval) else _number(residual, ".1%")
+def _share(numbers: dict) -> str:
+    """Residual leakage; no percentage where it cannot be one, or the undefended leak is too small for an interval."""
+    residual, interval = numbers[RESIDUAL], numbers.get(f"{RESIDUAL}_interval", ())
+    if residual is None or interval is None:
+        return "-"
+    return _number(residual, ".1%") if is_possible(residual, interval) else "not converged"
 
 
 def aligned(head: list[str], lines: list[list[str]]) -> str:
