@@ -197,6 +197,14 @@ def test_attackers_that_know_more_count_where_rows_are_compared():
             "averaging 64 gets 72 % [65, 77].") in judge(found).reason
 
 
+def test_nothing_that_cannot_be_ruled_out_is_not_told():
+    unused = content()
+    unused["settings"]["prototypes-4"] = row("prototypes-4", 0.0, 0.9, spread=0.0)
+    reason = judge(unused).reason
+    assert "0 % [0, 0], because the best attacker made no use of its maps. No attacker can learn more than 2 bits" in reason
+    assert "so 5 % cannot be ruled out. No attacker" in judge(content(prototypes_4=(0.0, 0.9))).reason
+
+
 def test_a_warning_of_any_attacker_that_knows_more_is_in_its_number():
     found = content(["rnd: of the first 60 test images white-box recovers more"], rnd=(0.3, 0.9))
     found["settings"]["rnd"]["beside"] = averaged(0.72, 0.65, 0.77) | {

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..config import PUBLISHED
+from ..metrics.leakage import NOTHING
 from ..registry import DEFENCES, METRICS, RESIDUAL, USEFULNESS, find_row, injector_row
 from .points import Point, bits, percent, percents, points
 
@@ -190,7 +191,8 @@ def _assurance(row: Point, published: str) -> str:
         seen += f", and {percent(row.beside[1])} {percents(row.beside[2])} to {row.beside[0]}"
     if row.bits == 0:
         return f"{seen}, but its maps {FOLLOW}."
-    seen += f", so {percent(max(high for _, (_, high) in row.found))} cannot be ruled out"
+    if (most := max(high for _, (_, high) in row.found)) >= NOTHING:
+        seen += f", so {percent(most)} cannot be ruled out"
     if find_row(row.name).draws:
         seen += ". This holds for one answer to each image, with a secret seed"
     return f"{seen}. {bound(row, published)}"
