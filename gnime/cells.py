@@ -233,7 +233,8 @@ def parser() -> Parser:
     add_official(made)
     add_device(made)
     made.add_argument("--budget", type=_seconds, metavar="SECONDS",
-                      help="after which all ends; training stops before, and finished settings are evaluated")
+                      help="after which all ends; training stops before, and finished settings are evaluated. The exit code "
+                           "is 0 where cells are left, too; a line says how many are done")
     made.add_argument("--margin", type=_seconds, metavar="SECONDS",
                       help="of the budget, kept for evaluation (default: a tenth of it, from 10 to 60 s); as "
                            "large as the budget: nothing is trained")

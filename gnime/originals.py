@@ -1,5 +1,6 @@
 """The original files of MNIST and CIFAR-10: found under the names that they usually have, or downloaded."""
 
+import contextlib
 import gzip
 import math
 import struct
@@ -133,8 +134,9 @@ def _download_mnist(datasets: Path, missing: list[str]) -> None:
 def _download(path: Path, urls: list[str], md5: str, files: str) -> None:
     from torchvision.datasets.utils import download_url
 
-    reason = ""
+    reason, made = "", []
     try:
+        made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as part:
             for url in urls:
@@ -147,6 +149,10 @@ def _download(path: Path, urls: list[str], md5: str, files: str) -> None:
                     return
     except OSError as error:
         reason = error.strerror
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # it is not empty: the download is there
+                folder.rmdir()
     raise GnimeError(f"{path}: missing, and cannot be downloaded ({reason}); try again, or put the original files into "
                      f"{path.parent} ({files}), or give --datasets the folder that has them so")
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from signal import SIGINT
 
@@ -49,10 +50,11 @@ def run_side_by_side(works: Sequence[Work], jobs: int) -> None:
             while waiting and len(running) < jobs and not stopping:
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_child, args=(theirs, waiting.pop(0), time_left()))
-                with _sigint_ignored():  # inherited, until the child has a handler of its own
-                    process.start()
+                _start_server()
+                process.start()
                 theirs.close()
                 running[ours] = process
+                stopping = interrupt.asked
             if stopping:
                 waiting.clear()
                 for pipe, process in running.items():
@@ -97,17 +99,22 @@ def _environment() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-@contextlib.contextmanager
-def _sigint_ignored() -> Iterator[None]:
-    handler = signal.signal(SIGINT, signal.SIG_IGN)
+def _start_server() -> None:
+    """Starts what processes are forked from, if it does not run. Does not wait until it has imported PyTorch.
+
+    It inherits that SIGINT is blocked, and so does each process, until `_child` has a handler. In this process Ctrl-C holds
+    from then on, also while it waits for the first process.
+    """
+    resource_tracker.ensure_running()  # unblocks SIGINT where it starts, so not below
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {SIGINT})
     try:
-        yield
+        forkserver.ensure_running()
     finally:
-        signal.signal(SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _interrupt_once(pipe: Connection, process: multiprocessing.Process) -> None:
-    """By a message too: a process that is still starting ignores the signal."""
+    """By a message too: a process that is still starting forgets the signal."""
     if not getattr(process, "interrupted", False) and process.is_alive():
         process.interrupted = True
         with contextlib.suppress(OSError):
@@ -140,7 +147,9 @@ def _child(pipe: Connection, work: Work, seconds: float) -> None:
     Interrupt.announces = False  # the parent does
     relay(partial(_pass_on, pipe))
     try:
+        signal.signal(SIGINT, signal.SIG_IGN)  # forgets one of the terminal's: it would be stopped twice
         signal.signal(SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGINT})
         if not pipe.poll():
             work()
         answer = "done", ""
@@ -154,6 +163,7 @@ def _child(pipe: Connection, work: Work, seconds: float) -> None:
         if (line := fixable(error)) is None:
             raise
         answer = "failed", line
+    signal.signal(SIGINT, signal.SIG_IGN)  # nothing is left to be stopped
     with contextlib.suppress(OSError):  # the parent is gone
         pipe.send(answer)
 

@@ -21,7 +21,7 @@ def broken(kind):
                     "numpy": explanation.numpy(), "flat": explanation.flatten(1), "one": explanation[:1],
                     "larger": torch.cat([explanation, explanation], 3)}[kind]
 
-        return protect
+        return None if kind == "no function" else protect  # `return protect` is easily forgotten
 
     return defence
 
@@ -29,6 +29,7 @@ def broken(kind):
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("kind", "words"), [
     ("nan", "not finite"), ("infinite", "not finite"), ("late nan", "not finite"), ("none", "NoneType, not a tensor"),
+    ("no function", "NoneType, not a function that protects"),
     ("numpy", "ndarray, not a tensor"), ("flat", "(20, 256) of explanations (20, 1, 16, 16)"),
     ("one", "(1, 1, 16, 16) of explanations (20, 1, 16, 16)"), ("larger", "(20, 1, 16, 32)")])
 def test_a_defence_that_returns_something_else_is_refused_before_training(scripts, root_copy, monkeypatch, kind, words):

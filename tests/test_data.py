@@ -388,6 +388,11 @@ def test_missing_mnist_names_the_folder_without_a_network(tmp_path, monkeypatch)
     monkeypatch.setattr(torchvision.datasets.utils, "download_url", no_network)
     with pytest.raises(GnimeError, match=r"MNIST.*no route to host.*--datasets"):
         open_source(run_for(tmp_path, "--target", "mnist")[0])
+    assert not (tmp_path / "datasets").exists(), "no empty folders are left"
+    (tmp_path / "datasets/MNIST").mkdir(parents=True)
+    with pytest.raises(GnimeError, match="no route to host"):
+        open_source(run_for(tmp_path, "--target", "mnist")[0])
+    assert not list((tmp_path / "datasets/MNIST").iterdir()), "those that were there stay"
 
 
 def test_fewer_large_images_are_taken_at_once(monkeypatch):

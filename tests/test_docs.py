@@ -99,6 +99,9 @@ def test_reduced_tables_by_hand():
     assert rows[0].startswith("| expmi | 0.0200 ± 0.0100 | 20.00 ± 0.00 | 0.8000 ± 0.1000 | 0.5000 ± 0.0000 | 0.9800 ± 0.0100")
     assert rows[1] == "| expmi | 0.0100 [0.0020, 0.0600] | [0.0190, 0.0230] |"
     assert cells([line for line in lines if "±" in line], "gnime (n=2)")[0] == "0.0500 ± 0.0141"
+    runs[1]["configuration"] |= {"weight": None, "stages": runs[1]["configuration"]["stages"] | {"classifier": None}}
+    text = "\n".join(paper.reduced_tables(runs))
+    assert "a = not known. " in text and "classifier: not trained here" in text
     older = run_of(expmi=0.1)
     del older["settings"]["expmi"]["mse_quantiles"]
     assert "| expmi | - | - |" in paper.reduced_tables([older])

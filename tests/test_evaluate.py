@@ -1,5 +1,8 @@
 """Defences, class means and the comparison of settings, by hand."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,6 +18,8 @@ from gnime.models.inversion import ExpMI
 from gnime.registry import ATTACKERS, DEFAULT_ATTACKERS, DEFENCES, ROWS
 from gnime.report.results import verdict_table
 from gnime.system import generator
+
+REPOSITORY = Path(__file__).parent.parent
 
 
 def test_defences_by_hand():
@@ -140,7 +145,9 @@ def test_images_that_chance_exposes_are_no_leak():
     null = 0.1 + 0.02 * torch.randn(4000, generator=generator)
     assert abs(exposed(null, prediction, undefended)) < 0.05
     assert exposed(null - 0.04, prediction, undefended) > 0.5
-    assert exposed(null[:60], prediction[:60], undefended[:60]) is None, "3 images"
+    (least,) = re.findall("needs at least ([0-9]+) test images", (REPOSITORY / "docs/threat-model.md").read_text())
+    few, enough = ([errors[:n] for errors in (null, prediction, undefended)] for n in (int(least) - 1, int(least)))
+    assert exposed(*few) is None and exposed(*enough) is not None
 
 
 def test_a_row_that_adds_nothing_and_leaks_warns():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Scripts
-from works import could_use_cuda, fail, find, note, until_interrupted, warn_of
+from works import could_use_cuda, fail, find, hears_ctrl_c, note, until_interrupted, warn_of
 
 from gnime import pipeline, system
 from gnime.cli import resolve
@@ -94,6 +94,45 @@ def test_signals_and_the_time_limit_reach_every_process(tmp_path, monkeypatch, b
     whole = by == "limit" or begun == {"a", "b"}
     assert begun == saved and whole, "on a busy machine the limit may be over before a process begins"
     assert [signal.getsignal(number) for number in system.Interrupt.AGAIN] == before
+
+
+INTERRUPTED = """
+import os, signal, sys
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from works import note
+from gnime.cli import guarded
+from gnime.parallel import run_side_by_side
+
+def start(self, usual=BaseProcess.start):
+    BaseProcess.start = usual
+    if {when!r} == "before":
+        os.killpg(0, signal.SIGINT)
+    usual(self)
+    if {when!r} == "after":
+        os.killpg(0, signal.SIGINT)
+
+BaseProcess.start = start
+works = [partial(note, Path(sys.argv[1]), name, 5.0) for name in "abc"]
+sys.exit(guarded("test", lambda: run_side_by_side(works, jobs=2)))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_counts_while_processes_start(tmp_path, when):
+    """In a terminal, which sends it to all of them: to what imports PyTorch for the first process, or to that process."""
+    code = INTERRUPTED.format(tests=str(Path(__file__).parent), when=when)
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=REPOSITORY, start_new_session=True, capture_output=True,
+                         text=True)
+    assert run.returncode == 130 and not list(tmp_path.glob("*.ended"))
+    assert len(run.stderr.splitlines()) == 2, f"a warning and a line at the end, no traceback: {run.stderr}"
+
+
+def test_no_process_is_left_deaf_to_ctrl_c():
+    run_side_by_side([hears_ctrl_c], jobs=1)
+    hears_ctrl_c()
 
 
 def results(root):

@@ -221,6 +221,22 @@ def test_the_comparison_shows_images_maps_and_errors(monkeypatch):
     assert axes[4].get_ylabel() == "GNIME leak 5 %"
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_maps_of_any_number_of_channels_are_drawn(monkeypatch, channels):
+    """One or three as they are, of others the mean: four are no colours with transparency."""
+    from gnime.report.examples import Example
+
+    maps = torch.randint(0, 256, (channels, 4, 4), dtype=torch.uint8)
+    wanted = {1: maps[0], 3: maps.permute(1, 2, 0)}.get(channels, maps.sum(0).div(channels).byte())
+    image, kept = torch.zeros(1, 4, 4, dtype=torch.uint8), []
+    example = Example("worst", "a.png", "3", image, maps, {"gnime": maps}, {"gnime": image}, {"gnime": 0.25})
+    monkeypatch.setattr(figures, "save", lambda figure, *_: kept.append(figure))
+    figures.comparison(Path("nowhere"), "n = 7", [example], {"gnime": "GNIME"})
+    assert [kept[0].axes[i].images[0].get_array().tolist() for i in (1, 2)] == [wanted.tolist()] * 2
+    figures.injector_progress(Path("nowhere"), image[None] / 255, maps[None] / 255, maps[None] / 255, image[None] / 255)
+    assert {kept[1].axes[i].images[0].get_array().shape for i in (1, 2)} == {wanted.shape}
+
+
 # --- in Chromium, and the committed example --------------------------------------------------------------------------
 
 

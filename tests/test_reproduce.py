@@ -212,6 +212,16 @@ def test_a_rehearsal_never_passes_for_the_preset(runner):
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
+def judged(*without):
+    """A committed result, which pages show, without one of its parts. without: keys on the way to it."""
+    run = json.loads((REPOSITORY / "results/reduced/digits_lrp_seed0.json").read_text())
+    part = run
+    for key in without[:-1]:
+        part = part[key]
+    del part[without[-1]]
+    return json.dumps(run)
+
+
 def without(key):
     return json.dumps({k: v for k, v in run_of(expmi=0.1).items() if k != key})
 
@@ -222,6 +232,9 @@ def without(key):
     json.dumps(run_of(expmi=0.1) | {"settings": {"expmi": {"psnr": 3}}}), json.dumps(run_of(other=0.1)),
     json.dumps(run_of(expmi=0.1) | {"settings": {"expmi": 3}}), json.dumps(run_of(expmi=float("nan"))),
     json.dumps(run_of(expmi=0.1, xai="other")), json.dumps(run_of(expmi=0.1) | {"configuration": {}}),
+    judged("settings", "gnime", "best"), judged("settings", "rnd", "title"), judged("settings", "expmi", "attackers"),
+    judged("networks"), judged("duration"), judged("hardware", "cores"), judged("configuration", "attackers"),
+    judged("configuration", "stages", "inverter", "epochs"),
 ])
 def test_a_damaged_result_is_one_line(runner, text):
     runner.result.parent.mkdir(parents=True)
@@ -361,9 +374,12 @@ def test_seeds_of_other_data_and_damaged_ones_are_not_in_the_page(runner, monkey
         path = committed / f"digits_lrp_seed{seed}.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"source": {"names": images}}))
     (committed / "digits_lrp_seed7.json").write_text("{")
+    (committed / "digits_lrp_seed8.json").mkdir()
+    (committed / "digits_lrp_seed9.json").write_text(judged("settings", "gnime", "best"))
     code, out, _ = runner(*CELL[:-3], "1", "--gpu", "-1", "--settings", "expmi")
     assert code == 0 and "digits_lrp_seed1.json: found" in out and "digits, lrp: one seed: no spread" in out
-    for seed, reason in ((0, "of other data (images)"), (2, "of other data (images)"), (7, "damaged, or not a run's result")):
+    for seed, reason in ((0, "of other data (images)"), (2, "of other data (images)"), (7, "damaged, or not a run's result"),
+                         (8, "cannot be read (Is a directory)"), (9, "damaged, or not a run's result")):
         assert f"digits_lrp_seed{seed}.json: not in the page of all seeds: {reason}" in out
     assert "--seeds 1 " in (committed / "digits_lrp_report.html").read_text()
     code, out, _ = runner(*CELL[:-3], "0", "--gpu", "-1", "--settings", "expmi")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import time
 from pathlib import Path
@@ -41,6 +42,11 @@ def until_interrupted(folder, name):
             time.sleep(0.05)
     (folder / f"{name}.saved").write_text("")
     raise Stopped("saved")
+
+
+def hears_ctrl_c():
+    if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        raise GnimeError("SIGINT is blocked")
 
 
 def could_use_cuda():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..batches import Rows
 from ..device import Device
+from ..errors import GnimeError
 from ..ownfiles import call
 from ..registry import DEFENCES, Row
 
@@ -67,7 +68,16 @@ class Fit:
 
 
 def load_defence(row: Row, inputs: DefenceInputs) -> Protect:
-    """The defence, with its parameters, of a row that publishes maps."""
+    """The defence, with its parameters, of a row that publishes maps.
+
+    Raises:
+        GnimeError: it returned no function.
+    """
     assert row.defence is not None
     entry = DEFENCES[row.defence]
-    return call(entry.function, entry.load(), inputs, **row.parameters) if entry.own else entry.load()(inputs, **row.parameters)
+    defence = entry.load()
+    protect = call(entry.function, defence, inputs, **row.parameters) if entry.own else defence(inputs, **row.parameters)
+    if not callable(protect):
+        raise GnimeError(f"{row.name}: its defence returned {type(protect).__name__}, not a function that protects; mend "
+                         f"{entry.function}, or leave the row out")
+    return protect

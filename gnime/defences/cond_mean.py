@@ -28,7 +28,10 @@ def fit(data: DefenderData) -> Fit:
 
 
 def fit_with_residuals(data: DefenderData) -> tuple[Fit, Tensor]:
-    """The fit, and (centres, K S S) the maps less what a regression without them predicts: as a new image's would be."""
+    """The fit, and (centres, K S S) the maps less what a regression without them predicts.
+
+    A new image's would be a little larger: the class means that the regression starts from contain the image.
+    """
     chosen = choose(torch.tensor(data.rows), CENTRES, data.seed, "centres")
     logits = gather_rows(data.predictions, chosen, data.device.torch).double()
     offset, scale = logits.mean(0), logits.std(0, correction=0)

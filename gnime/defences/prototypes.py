@@ -52,7 +52,8 @@ def fit(data: DefenderData, clusters: int) -> Fit:
 def fit_conditional(data: DefenderData, clusters: int) -> Fit:
     """`ConditionalPrototypes`: g(y) and k-means of the maps less g(y), over all classes together.
 
-    The residuals are those of a regression without the image itself. Its own would be smaller than a new image's.
+    The residuals are those of a regression without the image itself, whose own would be smaller than a new image's. The class
+    means are those of all images, so a residual is still a little smaller, in a class of n images by about 1 / n.
     All classes share the prototypes, so classes of few images have K of them too.
     """
     mean, residuals = fit_with_residuals(data)

@@ -19,7 +19,7 @@ from .defences import judged, name_of_frontier, summary_table
 from .groups import settings_of, values, whole_modes
 from .paper import document, read_paper
 from .points import Point
-from .seeds import frontier
+from .seeds import frontier, page_values
 
 DOCS = Path("docs/results.md")
 README = Path("README.md")
@@ -37,11 +37,11 @@ def read_result(path: Path) -> dict:
     """One run's file.
 
     Raises:
-        GnimeError: it is damaged, or no result, or has objects of the user's own that are not registered.
+        GnimeError: it cannot be read, is damaged, or no result, or has objects of the user's own that are not registered.
     """
     own = []
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(_text(path))
         own = [f"--{flag} {spec}" for flag, spec in run["configuration"].get("files", ())
                if own_name(spec) not in OWN_KINDS[flag]]
         record = "record" in run  # of a service: its maps have any name, and it may be without labels
@@ -50,14 +50,24 @@ def read_result(path: Path) -> dict:
                  and run["configuration"]["official"] == [name for name in OFFICIAL if name in run["configuration"]["official"]]
                  and all(find_row(setting) and numbers.keys() | ({"tca"} if record else set()) >= NUMBERS and numbers["mse"] > 0
                          for setting, numbers in run["settings"].items()))
+        if whole and "verdict" in run:  # a page shows it: what that lacks is raised. Older ones are in no page
+            page_values([run])
+            whole = "attackers" in run["configuration"]
     except (ValueError, LookupError, TypeError, AttributeError):
         whole = False
     if own:
         raise GnimeError(f"{path}: measured with {' '.join(own)}; give the same flags again, or another --results and --root")
     if not whole:
-        raise GnimeError(f"{path}: damaged, or not a run's result; remove it and measure the run again")
+        raise GnimeError(f"{path}: damaged, or not a run's result; move it away and measure the run again")
     run["hardware"]["device"] = str(run["hardware"]["device"]).replace(" 1 threads", " 1 thread")  # as older versions wrote it
     return run
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise GnimeError(f"{path}: cannot be read ({error.strerror}); mend that, or move it away") from None
 
 
 def read_results(folder: Path) -> dict[str, list[dict]]:

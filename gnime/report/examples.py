@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from ..batches import gather_rows
@@ -35,6 +36,12 @@ class Example:
 
     def plain(self) -> dict:
         return {"why": self.why, "name": self.name, "class": self.label, "mse": self.errors}
+
+
+def drawable(picture: Tensor) -> np.ndarray:
+    """(C, S, S) as pixels (S, S) or (S, S, 3): grey pictures and those of three colours as they are, of others the mean."""
+    pixels = picture if len(picture) in (1, 3) else picture.float().mean(0, keepdim=True).to(picture.dtype)
+    return pixels.permute(1, 2, 0).squeeze(2).numpy()
 
 
 def names(experiment: Experiment) -> list[str]:

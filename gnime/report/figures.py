@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..registry import colour, find_row, in_order
 from ..store import digest_of, writing
-from .examples import Example
+from .examples import Example, drawable
 
 _backend = os.environ.pop("MPLBACKEND", None)  # a notebook's own may not be installed here; a file needs none
 import matplotlib  # noqa: E402
@@ -44,9 +44,7 @@ def _grid(columns: list[tuple[str, Tensor, list[str] | None]], path: Path) -> No
     for j, (title, pictures, texts) in enumerate(columns):
         for i in range(rows):
             axis = axes[i, j]
-            picture = pictures[i].clamp(0, 1).permute(1, 2, 0).numpy()
-            axis.imshow(picture[..., 0] if picture.shape[2] == 1 else picture, cmap="gray", vmin=0, vmax=1,
-                        interpolation="nearest")
+            axis.imshow(drawable(pictures[i].clamp(0, 1)), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             if i == 0:
@@ -92,8 +90,7 @@ def _draw(axis, picture: Tensor | None, title: str, caption: str) -> None:
     if picture is None:
         axis.spines[:].set_visible(False)
         return
-    pixels = picture.permute(1, 2, 0).numpy()
-    axis.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.imshow(drawable(picture), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 @our_style

@@ -14,7 +14,7 @@ from ..registry import ATTACKERS, EXPLAINERS, METRICS, RESIDUAL, ROWS, find_row
 from ..store import write_text
 from ..words import counted
 from . import charts
-from .examples import Example
+from .examples import Example, drawable
 from .points import Point, attacker_title, bound_of, knows, percent, percents, points
 from .results import not_measured
 from .verdict import KINDS, Verdict, judge, lacking, published
@@ -44,9 +44,8 @@ def write(path: Path, content: dict, examples: list[Example]) -> None:
 
 
 def _png(picture: Tensor) -> bytes:
-    """(C, S, S) uint8 -> a PNG. Only grey pictures and those of three colours are drawn as they are; of others the mean."""
-    pixels = picture if len(picture) in (1, 3) else picture.float().mean(0, keepdim=True).byte()
-    image = Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
+    """(C, S, S) uint8 -> a PNG."""
+    image = Image.fromarray(drawable(picture))
     scale = max(1, LEAST // image.width)
     file = io.BytesIO()
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)

@@ -177,11 +177,12 @@ def _configuration(runs: list[dict]) -> str:
     run = runs[0]
     commits, hardware = _made_on(runs)
     configuration, n = run["configuration"], run["n"]
-    stages = "; ".join(f"{name}: at most {stage['epochs']} epochs, batch {stage['batch_size']}, Adam {stage['lr']:g}"
-                       for name, stage in configuration["stages"].items())
+    stages = "; ".join(f"{name}: " + (f"at most {stage['epochs']} epochs, batch {stage['batch_size']}, Adam {stage['lr']:g}"
+                                      if stage else "not trained here") for name, stage in configuration["stages"].items())
+    weight = "not known" if configuration["weight"] is None else format(configuration["weight"], "g")
     shape, command = "x".join(map(str, configuration["image"])), run["command"].replace(f" --seeds {run['seed']}", "")
     return (f"{n['images']} images of {shape}; attackers train on {n['train']} and are tested on {n['test']}. Width "
-            f"{configuration['width']}, a = {configuration['weight']:g}. {stages}. {hardware}, "
+            f"{configuration['width']}, a = {weight}. {stages}. {hardware}, "
             f"torch {run['versions']['torch']}, commit {commits}. `{command} --seeds ...`")
 
 

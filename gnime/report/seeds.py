@@ -148,22 +148,27 @@ def frontiers(seeds: Seeds) -> dict[str, bytes]:
 
 def render(runs: list[dict], pictures: dict[str, bytes], asked: Sequence[int] = ()) -> str:
     """The page. pictures: as `frontiers` makes them; those that are missing are left out. asked: as `gather` takes it."""
+    return fill("seeds.html.j2", pictures, **page_values(runs, asked))
+
+
+def page_values(runs: list[dict], asked: Sequence[int] = ()) -> dict:
+    """What the page says, by the names of its template."""
     seeds = gather(runs, asked)
     first, n = runs[0], len(runs)
     warnings = by_seed(((warning, run["seed"]) for run in seeds.runs for warning in run["warnings"]), n)
     tested = list(dict.fromkeys(run["n"]["test"] for run in seeds.runs))
-    return fill("seeds.html.j2", pictures, runs=seeds.runs, seeds=seeds.numbers, n=n, target=first["target"],
-                explainer=explainer_title(first), sentence=sentence(seeds), agreement=agreement(seeds), summary=summary(seeds),
-                bound=f"bound {PUBLISHED[published(first)]}", tested=" or ".join(map(str, tested)), warnings=warnings,
-                missing=absent(seeds), not_known=UNKNOWN,
-                published=published(first), attackers=_attackers(runs).items(),
-                verdicts=[(run["seed"], verdict.sentence, _publish(verdict.publish))
-                          for run, verdict in zip(seeds.runs, seeds.verdicts, strict=True)],
-                leaks=[(name, [leak_of_one(name, rows.get(name)) for rows in seeds.rows]) for name in seeds.names],
-                own_victim=first["configuration"].get("victim"), record="record" in first,
-                victims=len({run["networks"].get("victim", {}).get("digest") for run in seeds.runs}),
-                uncertain=percent((2 * max(n - 1, 1)) ** -0.5),
-                command=command(seeds), configuration=_configuration(seeds))
+    return {
+        "seeds": seeds.numbers, "n": n, "target": first["target"], "explainer": explainer_title(first),
+        "sentence": sentence(seeds), "agreement": agreement(seeds), "summary": summary(seeds),
+        "bound": f"bound {PUBLISHED[published(first)]}",
+        "tested": " or ".join(map(str, tested)), "warnings": warnings, "missing": absent(seeds), "not_known": UNKNOWN,
+        "published": published(first), "attackers": _attackers(runs).items(),
+        "verdicts": [(run["seed"], verdict.sentence, _publish(verdict.publish))
+                  for run, verdict in zip(seeds.runs, seeds.verdicts, strict=True)],
+        "leaks": [(name, [leak_of_one(name, rows.get(name)) for rows in seeds.rows]) for name in seeds.names],
+        "own_victim": first["configuration"].get("victim"), "record": "record" in first,
+        "victims": len({run["networks"].get("victim", {}).get("digest") for run in seeds.runs}),
+        "uncertain": percent((2 * max(n - 1, 1)) ** -0.5), "command": command(seeds), "configuration": _configuration(seeds)}
 
 
 def leak_of_one(name: str, row: Point | None) -> str:
