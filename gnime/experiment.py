@@ -221,7 +221,7 @@ class Experiment:
 
         name = row.name if attacker in ("predmi", "expmi") else f"{row.name} {attacker}"
         return NetworkTask(name, self.paths.inverter(row.name, attacker), spec, identity, config,
-                           ("inverter", row.name, attacker), train, shared=row.defence is None)
+                           ("inverter", row.name, attacker), train, anew=True)
 
     def _classifier(self, name: str, path: Path) -> TrainedModel:
         """Victim and evaluation classifier differ in their seeds alone."""
@@ -245,7 +245,8 @@ class Experiment:
             self._require(task, "prepare")
         model = self.load_or_train(task)
         if self._prepares and (otherwise := networks.trained_less(model.report, config)):
-            warn(f"{path} was {otherwise}: it is used as it is; remove it and what was made with it to train it anew")
+            anew = networks.to_train_anew(path, self.paths.state(path), "what was made with it")
+            warn(f"{path} was {otherwise}: it is used as it is; {anew}")
         return model
 
     def _require(self, task: NetworkTask, script: str) -> None:
@@ -256,36 +257,35 @@ class Experiment:
     def load_or_train(self, task: NetworkTask) -> TrainedModel:
         """The network of `task.path`: used if it is there, converted if the authors' lies there, trained if not.
 
+        An attacker's is also trained anew where its training is not this run's; see `networks.find`.
+
         Raises:
             GnimeError: the file is damaged or belongs to another run.
         """
-        path, root, device, state = task.path, self.run.root, self.device, self.paths.state(task.path)
+        path, root, device = task.path, self.run.root, self.device
+        state = StateFile(self.paths.state(path), root, task.identity | {"spec": task.spec})
         with artifact_lock(path, root, device, task.own_folder):
             if device.rank == 0 and not exists(path, root) and authors.has_source(task):
                 authors.convert(task, root, lambda: (self.victim, self.protects))
                 self._told.add(path)
             device.barrier()
-            checkpoint = load_checkpoint(path) if exists(path, root) else None
-            if checkpoint is not None and task.shared and (other := networks.trained_otherwise(checkpoint, task)):
-                say(f"{task.name:<13} {path}: {other}; it is trained anew")
-                state.unlink(missing_ok=True)
-                checkpoint = None
+            checkpoint = networks.find(task, state, device, self.trains)
             network = accelerate(build(task.spec, self.run.seed, *task.purpose))
             if checkpoint is not None:
                 networks.check_record(checkpoint, task)
-                if not (task.extend and networks.is_unfinished(checkpoint, task.config) and exists(state, root)):
+                if not (task.extend and networks.is_unfinished(checkpoint, task.config) and exists(state.path, root)):
                     return self._use(task, network, checkpoint)
             if not self.trains:
                 raise Unfinished(f"{path} is not finished")
             say(f"{task.name:<13} training, at most {counted(task.config.epochs, 'epoch')}, batch {task.config.batch_size}")
-            report = task.train(network, StateFile(state, root, task.identity | {"spec": task.spec})) | {"commit": commit()}
+            report = task.train(network, state) | {"commit": commit()}
             release_freed_memory()
             device.barrier()
             tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
             made_by = task.identity | {"epochs": report["epochs"]}
             digest = save_checkpoint(path, tensors, task.spec, made_by, report) if device.rank == 0 else ""
             if report.get("early"):  # more epochs would change nothing
-                state.unlink(missing_ok=True)
+                state.path.unlink(missing_ok=True)
             device.barrier()
             digest = digest or load_checkpoint(path).digest
         score = f", best {task.score} {report['score']:.4g} at epoch {report['best_epoch']}" if "score" in report else ""
@@ -295,6 +295,6 @@ class Experiment:
     def _use(self, task: NetworkTask, network: nn.Module, checkpoint: Checkpoint) -> TrainedModel:
         model = networks.use(task, network, checkpoint, self.device.torch)
         if task.path not in self._told:  # once a run: PredMI attacks every row
-            networks.tell_found(task, checkpoint)
+            networks.tell_found(task, checkpoint, self.paths.state(task.path))
             self._told.add(task.path)
         return model

@@ -9,6 +9,7 @@ from torch import nn
 
 from .checkpoints import Checkpoint, check_fit, load_checkpoint, load_into, require
 from .config import Target, TrainConfig
+from .device import Device
 from .errors import GnimeError
 from .models.classifier import Classifier
 from .models.conditional_mean import ConditionalMean
@@ -18,7 +19,8 @@ from .models.prototypes import ConditionalPrototypes, Prototypes
 from .models.unet import UNet
 from .ops import plain
 from .resuming import StateFile
-from .system import derive_seed, say_once, warn
+from .store import exists
+from .system import derive_seed, say, say_once, warn
 from .words import counted, difference
 
 NETWORKS = {"classifier": Classifier, "predmi": PredMI, "expmi": ExpMI, "dense": DenseExpMI,
@@ -112,7 +114,8 @@ class NetworkTask:
         own_folder: the file's folder belongs to this artifact alone.
         explained: explainers take the network, so it is kept plain outside training.
         score: what its training reports as the best, in words.
-        shared: runs with other flags find the same file. It is trained anew where their epochs or batch differ.
+        anew: of attackers: a file whose epochs, batch size or learning rate are not this run's is trained anew. A battery of
+            networks that were trained for different times would compare rows with another baseline than their own.
     """
 
     name: str
@@ -126,7 +129,7 @@ class NetworkTask:
     own_folder: bool = False
     explained: bool = False
     score: str = "validation MSE, before clipping,"
-    shared: bool = False
+    anew: bool = False
 
 
 def kept_when_converted(identity: dict) -> dict:
@@ -142,14 +145,39 @@ def check_record(checkpoint: Checkpoint, task: NetworkTask) -> None:
         require(task.path, checkpoint.spec, task.spec)
 
 
-def trained_otherwise(checkpoint: Checkpoint, task: NetworkTask) -> str:
-    """How the training of a shared file of ours differs from this run's; empty where it does not."""
-    if not checkpoint.trained:
+def find(task: NetworkTask, state: StateFile, device: Device, trains: bool) -> Checkpoint | None:
+    """The content of the task's file. None where it is not there, or is to be trained anew, which is said if the run `trains`.
+
+    Raises:
+        GnimeError: the file is damaged, or an attacker's of another run in more than its training.
+    """
+    if not exists(task.path, state.root):
+        return None
+    checkpoint = load_checkpoint(task.path)
+    if not (task.anew and checkpoint.trained):
+        return checkpoint
+    may_differ = {"stage", "ond-defender"}  # OND's own inverter may just have been trained anew
+    require(task.path, checkpoint.made_by, {key: value for key, value in task.identity.items() if key not in may_differ})
+    other = trained_otherwise(checkpoint, task.config, state)
+    if other and trains:
+        say(f"{task.name:<13} {task.path}: {other}; it is trained anew")
+        stopped_before = state.leads_to(task.config)
+        device.barrier()  # each process has read it
+        if not stopped_before:
+            state.path.unlink(missing_ok=True)
+    return None if other else checkpoint
+
+
+def trained_otherwise(checkpoint: Checkpoint, config: TrainConfig, state: StateFile | None) -> str:
+    """How the training of a file of ours differs from this run's; empty where it does not, or where `state` goes on to it."""
+    if not checkpoint.trained or "epochs" not in checkpoint.extra:
         return ""
-    epochs, config, stage = checkpoint.extra["epochs"], task.config, checkpoint.made_by.get("stage")
-    if epochs > config.epochs:
-        return f"trained for {counted(epochs, 'epoch')}, this run asks for {config.epochs}"
-    return "" if stage == config.identity() else f"trained with {difference('stage', stage, config.identity())}"
+    epochs, of_classifiers = checkpoint.extra["epochs"], checkpoint.extra.get("stage", config.identity())
+    stage = checkpoint.made_by.get("stage", of_classifiers)
+    if stage != config.identity():
+        return f"trained with {difference('stage', stage, config.identity())}"
+    other = epochs > config.epochs or is_unfinished(checkpoint, config) and not (state and state.leads_to(config))
+    return f"trained for {counted(epochs, 'epoch')}, this run asks for {config.epochs}" if other else ""
 
 
 def trained_less(report: dict, config: TrainConfig) -> str:
@@ -179,14 +207,20 @@ def use(task: NetworkTask, network: nn.Module, checkpoint: Checkpoint, device: t
     return TrainedModel(network, checkpoint.digest, checkpoint.extra or {}, checkpoint.made_by or {})
 
 
-def tell_found(task: NetworkTask, checkpoint: Checkpoint) -> None:
-    """Tells epochs and precision of a file that is used; warns where it was trained for more epochs than are asked for."""
+def to_train_anew(path: Path, state: Path, *more: str) -> str:
+    """What to do with a network's file and the state of its training, from which a training would go on."""
+    files = [str(file) for file in (path, state) if file.exists()]
+    return f"to train it anew, move {' and '.join([*files, *more])} away"
+
+
+def tell_found(task: NetworkTask, checkpoint: Checkpoint, state: Path) -> None:
+    """Tells epochs and precision of a file that is used; warns where its epochs are not those that are asked for."""
     if not checkpoint.trained:
         say_once(f"{task.name:<13} {task.path}: found" + (f", converted from {checkpoint.origin}" if checkpoint.origin else ""))
         return
     epochs = checkpoint.extra["epochs"]
     precision = checkpoint.made_by.get("precision", checkpoint.extra.get("precision"))
     say_once(f"{task.name:<13} {task.path}: found, {counted(epochs, 'epoch')}, {precision}")
-    if task.extend and epochs > task.config.epochs:
+    if task.extend and epochs != task.config.epochs and not checkpoint.extra.get("early"):
         warn(f"{task.path} was trained for {counted(epochs, 'epoch')}, this run asks for {task.config.epochs}: it is used as "
-             "it is; remove it to train it anew")
+             f"it is; {to_train_anew(task.path, state)}")

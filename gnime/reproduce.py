@@ -50,6 +50,27 @@ def run_cell(options: argparse.Namespace, cell: Cell, settings: tuple[str, ...])
     _write_result(options, cell, run, pipeline.evaluate(run))
 
 
+def _refuse_other_training(options: argparse.Namespace, cell: Cell, settings: tuple[str, ...]) -> None:
+    """Raises `GnimeError` where a classifier or an injector has another training than these flags ask for.
+
+    The scripts would use it as it is. Then the result would be of another configuration than its command, and refused.
+    """
+    from .checkpoints import load_checkpoint
+    from .networks import trained_otherwise
+    from .paths import Paths
+    from .resuming import StateFile
+
+    before, train = (cell_run(script, options, cell, settings) for script in ("prepare", "train"))
+    paths = Paths(before)
+    classifiers = [paths.evaluation, *([] if before.victim else [paths.victim])]
+    used = [(path, before.train_config("classifier"), None) for path in classifiers]
+    for path in map(paths.injector, train.weights):  # which can go on from its state
+        used.append((path, train.train_config("injector"), StateFile(paths.state(path), train.root, {})))
+    for path, config, state in used:
+        if path.exists() and (other := trained_otherwise(load_checkpoint(path), config, state)):
+            raise GnimeError(f"{path}: {other}; give the same --epochs, --batch-size and --lr again, or another --root")
+
+
 def finished_part(options: argparse.Namespace, cell: Cell, settings: tuple[str, ...], there: set[str]) -> list[str]:
     """Writes the result of those settings whose training is finished, after the time was up; returns their names.
 
@@ -104,6 +125,10 @@ def reproduce(options: argparse.Namespace) -> int:
     for folder in {result_path(options, cell).parent for cell in cells}:
         _writable(folder)
     data = {cell[:2]: data_now(cell_run("prepare", options, cell)) for cell in {cell[:2]: cell for cell in cells}.values()}
+    for cell in cells:  # likewise
+        asked, there = asked_rows(options, cell), _rows_there(options, cell, data[cell[:2]])
+        if not asked <= there:
+            _refuse_other_training(options, cell, tuple(in_order(asked | there)))
     _measure(options, cells, data)
     for cell in {cell[:2]: cell for cell in cells}.values():
         _show_seeds(options, cell, data[cell[:2]])

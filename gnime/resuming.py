@@ -1,4 +1,4 @@
-"""An unfinished training on disk."""
+"""A training on disk, from which it goes on: of one that was stopped, or of one that more epochs could continue."""
 
 import math
 import time
@@ -16,13 +16,14 @@ from .device import Device
 from .errors import GnimeError, Stopped
 from .store import exists
 from .system import Interrupt, say
+from .words import counted
 
 SAVE_EVERY = 20.0  # seconds between two saves, each at the end of an epoch
 
 
 @dataclass(frozen=True)
 class StateFile:
-    """The file of an unfinished training, and the identity of that training.
+    """The file of a training's state, and the identity of that training.
 
     Attributes:
         root: of the run; the file must be inside it.
@@ -33,6 +34,18 @@ class StateFile:
     root: Path
     identity: dict
 
+    def leads_to(self, config: TrainConfig) -> bool:
+        """Whether it is there and going on from it ends as a training anew with this configuration does.
+
+        Raises:
+            GnimeError: the file is damaged.
+        """
+        if not exists(self.path, self.root):
+            return False
+        state = load_checkpoint(self.path)
+        return (state.ours and state.made_by.get("stage") == config.identity()
+                and state.extra.get("epoch") in range(1, config.epochs + 1))
+
 
 class Resumable:
     """Networks and optimisers in training. Their state is saved at the end of an epoch and loaded if its file exists.
@@ -40,7 +53,7 @@ class Resumable:
     No generator's state is saved, because every epoch has seeds of its own (`system.derive_seed`).
 
     Raises:
-        GnimeError: the file is damaged, or of another training.
+        GnimeError: the file is damaged, of another training, or has more epochs than are asked for.
     """
 
     def __init__(self, file: StateFile, networks: Sequence[nn.Module], config: TrainConfig, device: Device):
@@ -53,9 +66,9 @@ class Resumable:
         self.plain: dict = {"epoch": 0, "seconds": 0.0, "history": []}
         self._saved, self._epoch_saved, self._clock = time.monotonic(), -1, time.monotonic()
         if exists(file.path, file.root):
-            self._load()
+            self._load(config.epochs)
 
-    def _load(self) -> None:
+    def _load(self, epochs: int) -> None:
         checkpoint = load_checkpoint(self.path)
         if not checkpoint.ours or checkpoint.spec != {"state": len(self.networks)}:
             raise GnimeError(f"{self.path}: not the state of this kind of training; move it away")
@@ -65,6 +78,11 @@ class Resumable:
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError):  # its structure is another
             raise GnimeError(f"{self.path}: damaged (it is no state of this training); move it away and run the command "
                              "again") from None
+        if (had := self.plain["epoch"]) > epochs:
+            network = self.path.with_name(self.path.name.replace(".state", ""))
+            both = f"it and {network}" if network.exists() else "it"
+            raise GnimeError(f"{self.path}: has {counted(had, 'finished epoch')}, this run asks for {epochs}; give --epochs "
+                             f"{had} or more, move {both} away to train anew, or choose another --root")
         say(f"              goes on from epoch {self.plain['epoch']} ({self.path})")
 
     def _restore(self, checkpoint: Checkpoint) -> None:

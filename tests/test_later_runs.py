@@ -11,7 +11,7 @@ from root_files import SPLITS, Files, results
 
 from gnime import experiment, pipeline, resuming, training
 from gnime.checkpoints import load_checkpoint
-from gnime.cli import resolve
+from gnime.cli import main, resolve
 from gnime.config import target
 
 # --- stopped and continued -------------------------------------------------------------------------------------------
@@ -109,6 +109,122 @@ def test_a_shared_predmi_is_trained_anew_for_other_epochs_or_batches(scripts, sm
     assert code == 0 and again in out and results(root_copy)["networks"]["predmi"]["stage"][0] == 5
 
 
+BATTERY = ["--settings", "predmi", "expmi", "ond", "gnime", "--attackers", "predmi", "expmi", "unet"]
+
+
+def epochs_of(root):
+    names = "predmi", "expmi_lrp", "gnime_lrp", "ond_lrp", "ond-defender_lrp", "expmi_lrp_unet"
+    return {name: epochs_of_one(root, name) for name in names}
+
+
+def epochs_of_one(root, name):
+    return load_checkpoint(root / f"models/inv/digits_{name}.pt").extra["epochs"]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_every_attacker_has_the_epochs_that_are_asked_for(scripts, root_copy):
+    """Fewer than it had: it is trained anew, as in a root where there was none."""
+    assert scripts("eval", root_copy, *BATTERY)[0] == 0
+    fewer = results(root_copy)["settings"]
+    shutil.rmtree(root_copy / "models/inv")
+    assert scripts("eval", root_copy, *BATTERY, "--epochs", 4)[0] == 0 and set(epochs_of(root_copy).values()) == {4}
+    code, out, _ = scripts("eval", root_copy, *BATTERY)
+    told = [line for line in out.splitlines() if "trained for 4 epochs, this run asks for 2; it is trained anew" in line]
+    assert code == 0 and len(told) == 9, "two attackers a row, of PredMI's row the same network as everywhere, and OND's own"
+    assert set(epochs_of(root_copy).values()) == {2} and results(root_copy)["settings"] == fewer
+    code, out, _ = scripts("eval", root_copy, *BATTERY)
+    assert code == 0 and "it is trained anew" not in out and "training," not in out, "a finished run trains nothing again"
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize("flags", [["--batch-size", 5], ["--lr", 0.01]])
+def test_every_attacker_has_the_batch_and_the_rate_that_are_asked_for(scripts, root_copy, flags):
+    rows = ["--settings", "predmi", "expmi", "gnime", *flags]
+    code, out, _ = scripts("eval", root_copy, *rows)
+    assert code == 0 and out.count("it is trained anew") == 3
+    assert len({str(results(root_copy)["networks"][name]["stage"]) for name in ("predmi", "expmi", "gnime")}) == 1
+    code, out, _ = scripts("eval", root_copy, *rows)
+    assert code == 0 and "it is trained anew" not in out
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_more_epochs_without_a_state_are_trained_anew(scripts, root_copy):
+    (root_copy / "models/inv/digits_expmi_lrp.state.pt").unlink()
+    code, out, _ = scripts("eval", root_copy, "--settings", "predmi", "expmi", "--epochs", 3)
+    assert code == 0 and out.count("it is trained anew") == 1 and out.count("goes on from epoch 2") == 1
+    assert "digits_expmi_lrp.pt: trained for 2 epochs, this run asks for 3" in out
+    assert [epochs_of_one(root_copy, name) for name in ("predmi", "expmi_lrp")] == [3, 3]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_training_anew_that_is_stopped_goes_on(scripts, root_copy, monkeypatch):
+    monkeypatch.setattr(resuming, "SAVE_EVERY", 0.0)
+    rows = ["--settings", "predmi", "--epochs"]
+    assert scripts("eval", root_copy, *rows, 6)[0] == 0
+    steps, note = iter(range(1, 100)), training._note_finite
+
+    def counted(*arguments):
+        if next(steps) == 3:  # one step an epoch
+            raise Killed
+        return note(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_note_finite", counted)
+        with pytest.raises(Killed):
+            scripts("eval", root_copy, *rows, 4)
+    assert epochs_of_one(root_copy, "predmi") == 6, "the file is replaced by a whole one"
+    code, out, _ = scripts("eval", root_copy, *rows, 4)
+    assert code == 0 and "it is trained anew" in out and "goes on from epoch 2" in out
+    assert epochs_of_one(root_copy, "predmi") == 4
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_attacker_that_stopped_early_is_found(scripts, root_copy, monkeypatch):
+    scores = iter([1.0 + i for i in range(100)])  # ever worse
+    monkeypatch.setattr(training, "_validate", lambda *_: next(scores))
+    shutil.rmtree(root_copy / "models/inv")
+    rows = ["--settings", "predmi", "--epochs", 40]
+    assert scripts("eval", root_copy, *rows)[0] == 0 and epochs_of_one(root_copy, "predmi") == 11
+    code, out, _ = scripts("eval", root_copy, *rows)
+    assert code == 0 and "digits_predmi.pt: found, 11 epochs" in out
+
+
+def test_a_file_of_another_kind_is_not_trained_anew(scripts, root_copy):
+    path = root_copy / "models/inv/digits_expmi_lrp.pt"
+    shutil.copy(root_copy / "models/eval/digits.pt", path)
+    before = path.read_bytes()
+    code, line = scripts.fails("eval", root_copy, "--settings", "expmi", "--epochs", 1)
+    assert code == 1 and "digits_expmi_lrp.pt: made with kind evaluation" in line and path.read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_an_injector_of_more_epochs_is_used_and_the_advice_trains_it_anew(scripts, root_copy, capsys):
+    injector = root_copy / "models/def/digits_lrp/injector.pt"
+    state = injector.with_name("injector.state.pt")
+    capsys.readouterr()
+    assert main("train", [*Scripts.flags, "--root", str(root_copy), "--epochs", "1"]) == 0
+    warned = capsys.readouterr().err
+    assert "trained for 2 epochs, this run asks for 1: it is used as it is" in warned
+    assert f"move {injector} and {state} away" in warned
+    injector.rename(injector.with_suffix(".old"))
+    code, line = scripts.fails("train", root_copy, "--epochs", 1)
+    assert code == 1 and f"{state}: has 2 finished epochs, this run asks for 1; give --epochs 2 or more" in line
+    state.rename(state.with_suffix(".old"))
+    assert scripts("train", root_copy, "--epochs", 1)[0] == 0
+    assert load_checkpoint(injector).extra["epochs"] == 1
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_results_tell_how_each_classifier_was_trained(scripts, tmp_path):
+    assert scripts("prepare", tmp_path, "--epochs", 4)[0] == 0
+    for file in (tmp_path / "models/eval").glob("*.pt"):
+        file.unlink()
+    assert scripts("prepare", tmp_path)[0] == scripts("eval", tmp_path, "--settings", "predmi")[0] == 0
+    stages = results(tmp_path)["configuration"]["stages"]
+    assert {name: stage["epochs"] for name, stage in stages.items() if name != "injector"} == {
+        "classifier": 4, "evaluation classifier": 2, "inverter": 2}
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_the_precision_of_every_network_is_told(scripts, root_copy):
     _, out, _ = scripts("eval", root_copy)
@@ -123,11 +239,10 @@ def test_fewer_epochs_than_asked_for_are_said(scripts, root_copy, capsys):
     assert main_warns(root_copy, capsys, 2) == []
     warned = main_warns(root_copy, capsys, 9)
     assert len(warned) == 2 and all("trained for 2 epochs, this run asks for 9" in line for line in warned)
+    assert "victim/digits.pt and " in warned[0] and "victim/digits.state.pt and what was made with it away" in warned[0]
 
 
 def main_warns(root, capsys, epochs):
-    from gnime.cli import main
-
     capsys.readouterr()
     flags = ["--target", "digits", "--gpu", "-1", "--limit", "60", "--width", "64", "--root", str(root)]
     assert main("prepare", [*flags, "--epochs", str(epochs)]) == 0

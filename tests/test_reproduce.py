@@ -273,6 +273,26 @@ def test_a_result_of_another_precision_is_refused_or_named(runner):
     assert len(docs.charts(found)) == 2
 
 
+def test_networks_of_another_training_are_refused_before_the_work(runner):
+    """They would be used as they are, and the result be of another configuration than its command."""
+    asked = [*CELL, "--limit", "60", "--settings", "predmi", "gnime"]
+    assert runner(*asked, "--epochs", "3", "--results", "a")[0] == 0
+    root = runner.folder / ".reproduce/own_limit60_seed0/models"
+    for flags, told in ((["--epochs", "2"], "trained for 3 epochs, this run asks for 2"),
+                        (["--epochs", "4"], "trained for 3 epochs, this run asks for 4"),
+                        (["--epochs", "3", "--lr", "0.01"], "this run has learning rate 0.01")):
+        code, line = runner.fails(*asked, *flags, "--results", "b")
+        assert code == 1 and ".pt: trained " in line and told in line
+        assert line.endswith("give the same --epochs, --batch-size and --lr again, or another --root")
+    for kind in ("eval", "victim"):
+        shutil.rmtree(root / kind)
+    code, line = runner.fails(*asked, "--epochs", "2", "--results", "b")
+    assert code == 1 and "injector.pt: trained for 3 epochs, this run asks for 2" in line
+    assert not list((runner.folder / "b").rglob("*.json")) and not (root / "victim").exists()
+    assert runner(*asked, "--epochs", "3", "--results", "a")[0] == 0, "found, whatever became of its networks"
+    assert runner(*asked, "--epochs", "2", "--results", "b", "--root", "other")[0] == 0
+
+
 def test_a_results_folder_that_cannot_be_written_is_found_before_the_work(runner):
     (runner.folder / "file").write_text("")
     code, line = runner.fails(*CELL, "--results", "file")

@@ -89,6 +89,22 @@ def test_ctrl_c_is_resumed_to_the_same_result(train, arrays, tmp_path, monkeypat
         assert torch.equal(parts.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("train", [classify, play])
+def test_a_state_of_more_epochs_is_no_result_of_fewer(train, arrays, tmp_path):
+    path = tmp_path / "a.state.pt"
+    train(path, arrays, 4)
+    before = path.read_bytes()
+    with pytest.raises(GnimeError) as refused:
+        train(path, arrays, 2)
+    assert str(refused.value) == (f"{path}: has 4 finished epochs, this run asks for 2; give --epochs 4 or more, move it away "
+                                  "to train anew, or choose another --root")
+    assert path.read_bytes() == before
+    assert train(path, arrays, 4)[1]["epochs"] == 4
+    (tmp_path / "a.pt").touch()
+    with pytest.raises(GnimeError, match=rf"move it and {tmp_path / 'a.pt'} away"):
+        train(path, arrays, 2)
+
+
 def test_checkpoints_every_so_many_epochs(arrays, tmp_path):
     seen = []
     play(tmp_path / "a.state.pt", arrays, 5, checkpoint=seen.append)

@@ -130,7 +130,10 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
     """The configuration with classifiers' and injector's training as their files have it: other commands made them."""
     stages = configuration["stages"]
     classifier = "victim" if "victim" in networks else "evaluation"
-    for kind, name in (("classifier", classifier), ("injector", _an_injector(networks))):
+    named = [("classifier", classifier), ("injector", _an_injector(networks))]
+    if _otherwise(networks.get("victim", {}), networks.get("evaluation", {})):  # other commands may have made the two
+        named.append(("evaluation classifier", "evaluation"))
+    for kind, name in named:
         if name not in networks:
             if kind == "classifier":
                 stages[kind] = None  # the run has none
@@ -139,11 +142,20 @@ def _as_trained(configuration: dict, networks: dict) -> dict:
         if "stage" not in found:  # somebody else's
             stages[kind] = None
             continue
-        epochs = max(stages[kind]["epochs"], found["epochs"]) if found.get("early") else found["epochs"]
+        asked = stages.get(kind, stages["classifier"])
+        epochs = max(asked["epochs"], found["epochs"]) if found.get("early") else found["epochs"]
         stages[kind] = dict(zip(CONFIG, [epochs, *found["stage"]], strict=True))
     if "injector" in networks:  # of the target's weight; others are in their rows' names
         configuration["weight"] = networks["injector"].get("weight")
     return configuration
+
+
+def _otherwise(one: dict, other: dict) -> bool:
+    """Whether two networks of ours had another training. One that stopped early says nothing of the epochs it was given."""
+    if "stage" not in one or "stage" not in other:
+        return False
+    told = not (one.get("early") or other.get("early"))
+    return one["stage"] != other["stage"] or told and one["epochs"] != other["epochs"]
 
 
 def _an_injector(networks: dict) -> str:
