@@ -23,7 +23,7 @@ from .networks import NetworkTask, TrainedModel, build, classifier_spec, injecto
 from .ops import accelerate
 from .paths import Paths
 from .registry import ATTACKERS, ROWS, Row, injector_row
-from .resuming import StateFile
+from .resuming import FROZEN, StateFile
 from .store import artifact_lock, exists, prepare_root
 from .system import commit, release_freed_memory, say, warn
 from .training import TrainingTask, cross_entropy, fit, mean_squared_error
@@ -152,7 +152,7 @@ class Experiment:
         cut = half.stop - max(1, len(half) // 10)
         shown = AttackerData(*self.service, half[:cut], half[cut:], half[:0])
         task = self.inverter_task("expmi", ROWS["expmi"], shown)
-        task.path, task.name, task.purpose = self.paths.inverter("ond-defender"), "ond-defender", ("inverter", "ond-defender")
+        task.path, task.name, task.purpose = self.paths.inverter(FROZEN), FROZEN, ("inverter", FROZEN)
         task.identity |= {"half": "defender"}
         return self.load_or_train(task)
 
@@ -197,7 +197,7 @@ class Experiment:
         if "fitted" in row.needs:
             identity |= {"defence": self.fitted_defence(row).digest}
         if "frozen_inverter" in row.needs:
-            identity |= {"ond-defender": self.trained_frozen_inverter.digest}
+            identity |= {FROZEN: self.trained_frozen_inverter.digest}
         return identity
 
     def inverter_task(self, attacker: str, row: Row, shown: AttackerData, loss: Callable = mean_squared_error,

@@ -18,7 +18,7 @@ from .models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
 from .models.prototypes import ConditionalPrototypes, Prototypes
 from .models.unet import UNet
 from .ops import plain
-from .resuming import StateFile
+from .resuming import FROZEN, StateFile
 from .store import exists
 from .system import derive_seed, say, say_once, warn
 from .words import counted, difference
@@ -156,9 +156,10 @@ def find(task: NetworkTask, state: StateFile, device: Device, trains: bool) -> C
     checkpoint = load_checkpoint(task.path)
     if not (task.anew and checkpoint.trained):
         return checkpoint
-    may_differ = {"stage", "ond-defender"}  # OND's own inverter may just have been trained anew
-    require(task.path, checkpoint.made_by, {key: value for key, value in task.identity.items() if key not in may_differ})
+    require(task.path, checkpoint.made_by, {key: value for key, value in task.identity.items() if key not in ("stage", FROZEN)})
     other = trained_otherwise(checkpoint, task.config, state)
+    if not other and checkpoint.made_by.get(FROZEN) != task.identity.get(FROZEN):
+        other = f"made with another network of {FROZEN}"
     if other and trains:
         say(f"{task.name:<13} {task.path}: {other}; it is trained anew")
         stopped_before = state.leads_to(task.config)

@@ -6,17 +6,17 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from signal import SIGINT
+from signal import SIGINT, SIGTERM
 
 from .errors import GnimeError, Stopped, UsageError, fixable
 from .system import Interrupt, relay, say_once, stop_after, time_left, warn
 
 ONCE = {"warning": warn, "once": say_once}  # what a process passes on, so that it is printed once for all of them
+STOPS = SIGINT, SIGTERM
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
 DRIVERS = "/dev/nvidiactl", "/dev/dxg"  # where there is a CUDA device; what its driver holds does not survive a fork
 # with PyTorch; optimisers import it when they are made. Python 3.10 would search the current folder first; see `_environment`
@@ -102,11 +102,11 @@ def _environment() -> Iterator[None]:
 def _start_server() -> None:
     """Starts what processes are forked from, if it does not run. Does not wait until it has imported PyTorch.
 
-    It inherits that SIGINT is blocked, and so does each process, until `_child` has a handler. In this process Ctrl-C holds
-    from then on, also while it waits for the first process.
+    It inherits that SIGINT and SIGTERM are blocked, and so does each process, until `_child` has handlers: what is sent to all
+    of them ends none. In this process both hold from then on, also while it waits for the first process.
     """
-    resource_tracker.ensure_running()  # unblocks SIGINT where it starts, so not below
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {SIGINT})
+    resource_tracker.ensure_running()  # unblocks them where it starts, so not below
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         forkserver.ensure_running()
     finally:
@@ -140,16 +140,17 @@ def _fault(kind: str, text: str, process: multiprocessing.Process) -> GnimeError
 
 
 def _child(pipe: Connection, work: Work, seconds: float) -> None:
-    """Leaves the terminal's process group: Ctrl-C then reaches this process once, by `_interrupt_once`."""
+    """Leaves the terminal's process group, and ignores SIGTERM: a stop reaches this process once, by `_interrupt_once`."""
     os.setsid()
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     stop_after(seconds)
     Interrupt.announces = False  # the parent does
     relay(partial(_pass_on, pipe))
     try:
-        signal.signal(SIGINT, signal.SIG_IGN)  # forgets one of the terminal's: it would be stopped twice
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)  # forgets one that was sent to all: it would be stopped twice
         signal.signal(SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         if not pipe.poll():
             work()
         answer = "done", ""
@@ -173,8 +174,9 @@ def _pass_on(pipe: Connection, kind: str, line: str) -> None:
         pipe.send((kind, line))
 
 
-def _end_with_parent(parent: int) -> None:
-    """Its parent, the process that it was forked from, ends when the one that calls `run_side_by_side` has ended."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def _end_with_parent() -> None:
+    """The process that calls `run_side_by_side` may be killed. What this one was forked from goes on while one of them does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

@@ -18,6 +18,7 @@ from .store import exists
 from .system import Interrupt, say
 from .words import counted
 
+FROZEN = "ond-defender"  # in an identity: OND's own inverter, which may be trained anew as attackers are
 SAVE_EVERY = 20.0  # seconds between two saves, each at the end of an epoch
 
 
@@ -43,7 +44,8 @@ class StateFile:
         if not exists(self.path, self.root):
             return False
         state = load_checkpoint(self.path)
-        return (state.ours and state.made_by.get("stage") == config.identity()
+        wanted = {"stage": config.identity(), FROZEN: self.identity.get(FROZEN)}
+        return (state.ours and all(state.made_by.get(key) == value for key, value in wanted.items())
                 and state.extra.get("epoch") in range(1, config.epochs + 1))
 
 

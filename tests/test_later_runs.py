@@ -10,7 +10,7 @@ from helpers import Killed
 from root_files import SPLITS, Files, results
 
 from gnime import experiment, pipeline, resuming, training
-from gnime.checkpoints import load_checkpoint
+from gnime.checkpoints import load_checkpoint, save_checkpoint
 from gnime.cli import main, resolve
 from gnime.config import target
 
@@ -86,12 +86,23 @@ def test_results_tell_how_networks_were_trained_whatever_the_last_flags(scripts,
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_attackers_of_another_precision_or_another_ond_are_refused(scripts, root_copy):
+def test_attackers_of_another_precision_are_refused_and_of_another_ond_trained_anew(scripts, root_copy):
     code, line = scripts.fails("eval", root_copy, "--precision", "bf16", "--settings", "expmi")
     assert code == 1 and "made with precision fp32, this run has bf16" in line
     assert scripts("eval", root_copy, "--settings", "ond")[0] == 0
-    code, line = scripts.fails("eval", root_copy, "--settings", "ond", "--epochs", 4)  # the frozen inverter goes on
-    assert code == 1 and "digits_ond_lrp.pt: made with ond-defender" in line and "changed since: move it away" in line
+    code, out, _ = scripts("eval", root_copy, "--settings", "ond", "--epochs", 4)  # the frozen inverter goes on
+    assert code == 0 and "digits_ond_lrp.pt: trained for 2 epochs, this run asks for 4; it is trained anew" in out
+    again = root_copy.parent / "again"
+    shutil.copytree(root_copy, again)
+    shutil.rmtree(again / "models/inv")
+    assert scripts("eval", again, "--settings", "ond", "--epochs", 4)[0] == 0
+    assert results(root_copy)["settings"]["ond"]["mse"] == results(again)["settings"]["ond"]["mse"]
+    path = root_copy / "models/inv/digits_ond-defender_lrp.pt"
+    other = load_checkpoint(path)
+    tensors = {name: value + 0.001 for name, value in other.tensors.items()}
+    save_checkpoint(path, tensors, other.spec, other.made_by, other.extra)
+    code, out, _ = scripts("eval", root_copy, "--settings", "ond", "--epochs", 4)
+    assert code == 0 and "digits_ond_lrp.pt: made with another network of ond-defender; it is trained anew" in out
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -130,6 +130,65 @@ def test_ctrl_c_counts_while_processes_start(tmp_path, when):
     assert len(run.stderr.splitlines()) == 2, f"a warning and a line at the end, no traceback: {run.stderr}"
 
 
+RUNNING = """
+import multiprocessing, os, signal, sys, threading, time
+from functools import partial
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from works import until_interrupted
+from gnime.cli import guarded
+from gnime.parallel import run_side_by_side
+
+folder = Path(sys.argv[1])
+
+def send():
+    while not all((folder / (name + ".begun")).exists() for name in "ab"):
+        time.sleep(0.05)
+    if {to!r} == "all":
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGTERM)
+    if {to!r} != "none":
+        os.killpg(0, signal.SIGTERM)
+
+threading.Thread(target=send, daemon=True).start()
+works = [partial(until_interrupted, folder, name) for name in "ab"]
+sys.exit(guarded("test", lambda: run_side_by_side(works, jobs=2)))
+"""
+
+
+def running(folder, to):
+    code = RUNNING.format(tests=str(Path(__file__).parent), to=to)
+    return subprocess.Popen([sys.executable, "-c", code, folder], cwd=REPOSITORY, start_new_session=True, text=True,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("to", ["group", "all"])
+def test_sigterm_to_several_processes_stops_each_once(tmp_path, to):
+    """As `timeout`, batch systems and containers send it: to the group, or to all processes."""
+    with running(tmp_path, to) as run:
+        said = run.stderr.read()
+    assert run.returncode == 130 and len(said.splitlines()) == 2, said
+    assert {path.name for path in tmp_path.glob("*.saved")} == {"a.saved", "b.saved"}
+
+
+def ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_killed_it_leaves_no_processes(tmp_path):
+    with running(tmp_path, "none") as run:
+        while len(begun := [path for path in tmp_path.glob("*.begun") if path.read_text()]) < 2:
+            time.sleep(0.05)
+        run.kill()
+    until = time.monotonic() + 30
+    while not all(ended(path.read_text()) for path in begun) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert all(ended(path.read_text()) for path in begun)
+
+
 def test_no_process_is_left_deaf_to_ctrl_c():
     run_side_by_side([hears_ctrl_c], jobs=1)
     hears_ctrl_c()

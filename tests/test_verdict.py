@@ -212,6 +212,14 @@ def test_a_warning_of_any_attacker_that_knows_more_is_in_its_number():
     assert points(found)["rnd"].sound and not any(advice.kind == "unsound" for advice in judge(found).advice)
 
 
+def test_a_leak_beside_that_cannot_be_given_as_a_share_bars_a_row():
+    """White-box recovers more from the row than from undefended maps."""
+    found = content(["gnime: the verdict is optimistic: white-box recovers more"], gnime=(0.01, 0.84))
+    found["settings"]["gnime"]["beside"] = {
+        "white-box": {"attacker": "white-box", "residual_leakage": 1.4, "residual_leakage_interval": [1.2, 1.6]}}
+    assert judge(found).publish is None and not points(found)["gnime"].sound
+
+
 def test_a_leak_that_one_attacker_has_proved_counts_though_another_has_not_converged():
     leaky = content(["gnime: the paper's attacker does worse: it has not converged"], gnime=(0.9, 0.84))
     assert judge(leaky).publish == "predmi" and "Every defended row leaks" in judge(leaky).reason

@@ -37,7 +37,7 @@ def fail(error):
 
 def until_interrupted(folder, name):
     with Interrupt() as interrupt:
-        (folder / f"{name}.begun").write_text("")
+        (folder / f"{name}.begun").write_text(str(os.getpid()))
         while not interrupt.asked:
             time.sleep(0.05)
     (folder / f"{name}.saved").write_text("")
@@ -45,8 +45,8 @@ def until_interrupted(folder, name):
 
 
 def hears_ctrl_c():
-    if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
-        raise GnimeError("SIGINT is blocked")
+    if {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        raise GnimeError("SIGINT or SIGTERM is blocked")
 
 
 def could_use_cuda():

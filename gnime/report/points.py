@@ -103,7 +103,7 @@ def points(content: dict) -> dict[str, Point]:
             name, numbers["title"], leak, _span(numbers, RESIDUAL, leak), kept, _span(numbers, USEFULNESS, kept),
             attacker_title(numbers["best"]["attacker"]), beside, numbers["bits"],
             tuple(warning for warning in content["warnings"]
-                  if warning.startswith(f"{name}: ") and not any(trial in warning for trial in numbers.get("beside", ()))))
+                  if warning.startswith(f"{name}: ") and not any(trial in warning for trial in _counted(numbers))))
     return found
 
 
@@ -118,10 +118,14 @@ def _span(numbers: dict, metric: str, value: float | None) -> Interval | None:
     return None if value is None else tuple(numbers.get(f"{metric}_interval") or (value, value))
 
 
+def _counted(numbers: dict) -> dict[str, tuple[float, Interval]]:
+    """Of attackers that know more: the leak and its interval, where it can be one. Of others a warning is all that is known."""
+    return {trial: (leak, _span(other, RESIDUAL, leak)) for trial, other in numbers.get("beside", {}).items()
+            if (leak := _leak(other)) is not None}
+
+
 def _beside(numbers: dict) -> tuple[str, float, Interval] | None:
-    found = [(trial, leak, _span(other, RESIDUAL, leak)) for trial, other in numbers.get("beside", {}).items()
-             if (leak := _leak(other)) is not None]
-    return max(found, key=lambda trial: trial[1], default=None)
+    return max(((trial, *found) for trial, found in _counted(numbers).items()), key=lambda trial: trial[1], default=None)
 
 
 def attacker_title(name: str) -> str:
