@@ -23,7 +23,7 @@ from .networks import NetworkTask, TrainedModel, build, classifier_spec, injecto
 from .ops import accelerate
 from .paths import Paths
 from .registry import ATTACKERS, ROWS, Row, injector_row
-from .resuming import FROZEN, StateFile
+from .resuming import FROZEN, StateFile, to_train_anew
 from .store import artifact_lock, exists, prepare_root
 from .system import commit, release_freed_memory, say, warn
 from .training import TrainingTask, cross_entropy, fit, mean_squared_error
@@ -245,7 +245,7 @@ class Experiment:
             self._require(task, "prepare")
         model = self.load_or_train(task)
         if self._prepares and (otherwise := networks.trained_less(model.report, config)):
-            anew = networks.to_train_anew(path, self.paths.state(path), "what was made with it")
+            anew = to_train_anew(path, self.paths.state(path), "what was made with it")
             warn(f"{path} was {otherwise}: it is used as it is; {anew}")
         return model
 

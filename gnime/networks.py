@@ -18,7 +18,7 @@ from .models.inversion import CentredExpMI, DenseExpMI, ExpMI, PredMI
 from .models.prototypes import ConditionalPrototypes, Prototypes
 from .models.unet import UNet
 from .ops import plain
-from .resuming import FROZEN, StateFile
+from .resuming import FROZEN, StateFile, to_train_anew
 from .store import exists
 from .system import derive_seed, say, say_once, warn
 from .words import counted, difference
@@ -206,12 +206,6 @@ def use(task: NetworkTask, network: nn.Module, checkpoint: Checkpoint, device: t
     load_into(network, checkpoint, task.path)
     network = ready_to_use(network.to(device, memory_format=torch.channels_last), task)
     return TrainedModel(network, checkpoint.digest, checkpoint.extra or {}, checkpoint.made_by or {})
-
-
-def to_train_anew(path: Path, state: Path, *more: str) -> str:
-    """What to do with a network's file and the state of its training, from which a training would go on."""
-    files = [str(file) for file in (path, state) if file.exists()]
-    return f"to train it anew, move {' and '.join([*files, *more])} away"
 
 
 def tell_found(task: NetworkTask, checkpoint: Checkpoint, state: Path) -> None:

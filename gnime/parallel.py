@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from signal import SIGINT, SIGTERM
+from signal import SIGINT
 
 from .errors import GnimeError, Stopped, UsageError, fixable
 from .system import Interrupt, relay, say_once, stop_after, time_left, warn
 
 ONCE = {"warning": warn, "once": say_once}  # what a process passes on, so that it is printed once for all of them
-STOPS = SIGINT, SIGTERM
+STOPS = tuple(Interrupt.AGAIN)
 Work = Callable[[], None]  # can be pickled: a module's function, or a `functools.partial` of one
 DRIVERS = "/dev/nvidiactl", "/dev/dxg"  # where there is a CUDA device; what its driver holds does not survive a fork
 # with PyTorch; optimisers import it when they are made. Python 3.10 would search the current folder first; see `_environment`

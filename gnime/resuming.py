@@ -49,6 +49,12 @@ class StateFile:
                 and state.extra.get("epoch") in range(1, config.epochs + 1))
 
 
+def to_train_anew(path: Path, state: Path, *more: str) -> str:
+    """What to do with a network's file and the state of its training, from which a training would go on."""
+    files = [str(file) for file in (path, state) if file.exists()]
+    return f"to train it anew, move {' and '.join([*files, *more])} away"
+
+
 class Resumable:
     """Networks and optimisers in training. Their state is saved at the end of an epoch and loaded if its file exists.
 
@@ -82,9 +88,8 @@ class Resumable:
                              "again") from None
         if (had := self.plain["epoch"]) > epochs:
             network = self.path.with_name(self.path.name.replace(".state", ""))
-            both = f"it and {network}" if network.exists() else "it"
             raise GnimeError(f"{self.path}: has {counted(had, 'finished epoch')}, this run asks for {epochs}; give --epochs "
-                             f"{had} or more, move {both} away to train anew, or choose another --root")
+                             f"{had} or more, or another --root; {to_train_anew(network, self.path)}")
         say(f"              goes on from epoch {self.plain['epoch']} ({self.path})")
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -96,12 +96,12 @@ def test_a_state_of_more_epochs_is_no_result_of_fewer(train, arrays, tmp_path):
     before = path.read_bytes()
     with pytest.raises(GnimeError) as refused:
         train(path, arrays, 2)
-    assert str(refused.value) == (f"{path}: has 4 finished epochs, this run asks for 2; give --epochs 4 or more, move it away "
-                                  "to train anew, or choose another --root")
+    assert str(refused.value) == (f"{path}: has 4 finished epochs, this run asks for 2; give --epochs 4 or more, or "
+                                  f"another --root; to train it anew, move {path} away")
     assert path.read_bytes() == before
     assert train(path, arrays, 4)[1]["epochs"] == 4
     (tmp_path / "a.pt").touch()
-    with pytest.raises(GnimeError, match=rf"move it and {tmp_path / 'a.pt'} away"):
+    with pytest.raises(GnimeError, match=rf"move {tmp_path / 'a.pt'} and {path} away"):
         train(path, arrays, 2)
 
 

@@ -63,7 +63,7 @@ class Point:
 
     @property
     def leaks(self) -> bool:
-        """Whether an attacker found more than in the prediction. One of the row's that has not converged finds too little."""
+        """Whether an attacker found more than in the prediction. That holds although another one has not converged."""
         return self.leak is not None and self.bits != 0 and any(low >= NOTHING for _, (low, _) in self.found)
 
     @property
