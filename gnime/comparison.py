@@ -32,7 +32,9 @@ def compare(results: dict[str, Result], remedy: str = "train longer") -> list[st
             parts = result.errors, results["predmi"].errors, results["expmi"].errors
             result.numbers[RESIDUAL] = residual_leakage(*(part.double().mean().item() for part in parts))
             if name not in ("predmi", "expmi"):  # which are 0 and 1 by definition
-                result.numbers |= {f"{RESIDUAL}_interval": paired_interval(*parts), f"{RESIDUAL}_exposed": exposed(*parts)}
+                interval = paired_interval(*parts)
+                result.numbers |= {f"{RESIDUAL}_interval": interval,
+                                   f"{RESIDUAL}_exposed": exposed(*parts) if interval else None}
     warnings = [*_few_images(results), *_unlearnt(results, remedy), *_noise_that_leaks(results, remedy),
                 *_more_than_its_bits(results)]
     told = {warning.split(":")[0] for warning in warnings}

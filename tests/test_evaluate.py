@@ -179,9 +179,11 @@ def test_a_leak_that_cannot_be_one_is_none():
 
 
 def test_where_undefended_maps_hardly_help_no_row_is_judged():
-    prediction = torch.full((200,), 0.1)
-    found = of_errors({"predmi": prediction, "expmi": prediction - 1e-9, "gnime": prediction + 0.01})
+    """The undefended leak is above 0 by chance alone, and the row's error is larger."""
+    prediction, chance = torch.full((200,), 0.1), torch.linspace(-0.05, 0.05, 200)
+    found = of_errors({"predmi": prediction, "expmi": prediction - 0.001 + chance, "gnime": prediction + 0.01})
     assert compare(found) == [] and found["gnime"].numbers["residual_leakage_interval"] is None
+    assert found["gnime"].numbers["residual_leakage"] < -1
     for result in found.values():
         result.numbers |= {"best": {"attacker": "kernel", "mse": 0.1, "ssim": 0.5}, "mse_strongest": 0.1}
     gnime = next(line for line in verdict_table(found).splitlines() if line.startswith("gnime"))

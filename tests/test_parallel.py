@@ -166,7 +166,10 @@ def running(folder, to):
 def test_sigterm_to_several_processes_stops_each_once(tmp_path, to):
     """As `timeout`, batch systems and containers send it: to the group, or to all processes."""
     with running(tmp_path, to) as run:
-        said = run.stderr.read()
+        try:
+            _, said = run.communicate(timeout=60)
+        finally:
+            run.kill()
     assert run.returncode == 130 and len(said.splitlines()) == 2, said
     assert {path.name for path in tmp_path.glob("*.saved")} == {"a.saved", "b.saved"}
 
