@@ -105,7 +105,7 @@ def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
 
 @pytest.mark.parametrize(("shape", "outputs", "kind"), [
     ((9, 64, 8, 8), 1, "ThinTransposed"), ((5, 64, 8, 8), 3, "ThinTransposed"), ((64, 256, 4, 4), 512, "Winograd"),
-    ((64, 512, 4, 4), 256, "Winograd"), ((9, 1, 8, 8), 64, None), ((16, 64, 8, 8), 128, None)])
+    ((64, 512, 4, 4), 256, "Winograd"), ((9, 1, 8, 8), 64, "ThinInputConv"), ((16, 64, 8, 8), 128, None)])
 def test_convolutions_under_autocast(shape, outputs, kind, monkeypatch):
     """Maps and their gradients are bf16, of 8 bits: an error of a hundredth of the largest value is allowed."""
     torch.manual_seed(0)
@@ -126,6 +126,17 @@ def test_convolutions_under_autocast(shape, outputs, kind, monkeypatch):
     assert found[0].dtype == torch.bfloat16
     rounded = [i.bfloat16().double() for i in inputs]
     close(found, with_gradients(lambda *given: F.conv2d(*given, padding=1), rounded, cotangent.double()), 1e-2)
+
+
+def test_in_16_bits_the_library_has_the_weights_gradient_of_few_inputs(monkeypatch):
+    used = []
+    monkeypatch.setattr(thin_module.ThinInputConv, "apply", lambda x, weight, bias: used.append(x.requires_grad) or x)
+    x, weight, bias = torch.zeros(1, 1, 4, 4), torch.zeros(64, 1, 3, 3, requires_grad=True), torch.zeros(64)
+    for bf16 in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            conv(x, weight, bias)
+            conv(x.clone().requires_grad_(), weight, bias)
+    assert used == [True, False, True]
 
 
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-5), (torch.double, 1e-13)])
@@ -232,7 +243,7 @@ def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
     for name in ("_inputs_to_points", "_inputs_to_points_transposed"):  # the weight's gradient takes one, the input's the other
         original = getattr(winograd, name)
         monkeypatch.setattr(winograd, name, lambda *given, name=name, f=original: used.append(name) or f(*given))
-    x, weight = torch.zeros(64, 128, 4, 4), torch.zeros(256, 128, 3, 3)
+    x, weight = torch.zeros(16, 128, 8, 8), torch.zeros(256, 128, 3, 3)
     for wanted, transform in ((x, "_inputs_to_points_transposed"), (weight, "_inputs_to_points")):
         wanted.requires_grad_()
         y = conv(x, weight)

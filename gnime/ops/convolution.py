@@ -8,7 +8,7 @@ from .sizes import THIN
 from .thin import ThinInputConv, thin_conv
 from .winograd import Winograd
 
-THIN_INPUT = 8  # input channels below which the library's backward pass is slow in 32 bits
+THIN_INPUT = 8  # input channels below which the library's backward pass is slow; in 16 bits its gradient of the input alone
 WIDE = 1 << 13  # inputs times outputs from which Winograd's transforms of maps cost less than the products they save
 WIDE_BF16 = 1 << 17  # the same under autocast, where the library's products are twice as fast and Winograd's stay as they are
 MANY = 64  # 4x4 tiles from which his transforms of weights do
@@ -27,7 +27,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = thin_conv(x, weight)
         return y if bias is None else y + bias.to(y.dtype)[:, None, None]
     autocast = torch.is_autocast_enabled("cpu")
-    if inputs < THIN_INPUT and bias is not None and not autocast:
+    if inputs < THIN_INPUT and bias is not None and (x.requires_grad or not autocast):
         return ThinInputConv.apply(x, weight, bias)
     n, _, h, w = x.shape
     wide = inputs * outputs >= (WIDE_BF16 if autocast else WIDE) and n * h * w >= 16 * MANY

@@ -1,7 +1,10 @@
 """Convolutions from or to few channels on a CPU. The library's kernels leave most SIMD lanes idle there.
 
-Both are a matrix product of pixels with all taps and a sum of what overlaps (`F.fold`), or the transpose of that.
+Both are a matrix product of all taps with the pixels and a sum of what overlaps, or the transpose of that. The products of a
+tap are a map of their own, (C * k * k, N * H * W), so that the sums are of long rows.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -30,20 +33,20 @@ class ThinTransposed(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
-        return _spread(product(_pixels(x), weight.flatten(1)), x.shape, stride)
+        return _spread(x, weight, stride)
 
     @staticmethod
     @once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        dproducts = _gather(dy, ctx.stride)  # (N * H * W, O * k * k)
         dx = dweight = None
         if ctx.needs_input_grad[0]:
-            dx = product(dproducts, weight.flatten(1).T).view(len(x), *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+            # `clone`, since with one channel `contiguous` would keep the strides that make the library slow.
+            dy_last, weight_last = (t.clone(memory_format=torch.channels_last) for t in (dy, weight))
+            dx = F.conv2d(dy_last, weight_last, stride=ctx.stride, padding=1)
         if ctx.needs_input_grad[1]:
-            # Autograd would compute the transpose of this product, which takes many times as long.
-            dweight = product(dproducts.T, _pixels(x)).T.reshape(weight.shape)  # (I, O, k, k)
+            dweight = _taps_gradient(dy, x, ctx.stride)
         return dx, dweight, None
 
 
@@ -54,7 +57,7 @@ class ThinInputConv(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cpu")
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
         return F.conv2d(x, weight, bias, padding=1)
@@ -66,26 +69,47 @@ class ThinInputConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dx = dweight = dbias = None
         if ctx.needs_input_grad[0]:
-            dx = _spread(product(_pixels(dy), weight.flatten(1)), dy.shape, 1)  # (N, I, H, W)
+            dx = _spread(dy, weight, 1)
         if ctx.needs_input_grad[1]:
-            dweight = product(_gather(x, 1).T, _pixels(dy)).T.reshape(weight.shape)  # (O, I, 3, 3)
+            dweight = _taps_gradient(x, dy, 1)
         if ctx.needs_input_grad[2]:
             dbias = dy.sum((0, 2, 3))
         return dx, dweight, dbias
 
 
+def _spread(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """conv_transpose2d(x, weight, stride=stride, padding=1), x and weight as in `ThinTransposed`. Sums of 32 bits or more."""
+    n, _, h, w = x.shape
+    outputs, k = weight.shape[1], weight.shape[2]
+    products = product(weight.flatten(1).T, _pixels(x).T).view(outputs, k, k, n, h, w)
+    y = x.new_zeros((outputs, n, stride * h + 2, stride * w + 2), dtype=torch.promote_types(x.dtype, torch.float32))
+    for i, j in itertools.product(range(k), repeat=2):
+        _met(y, i, j, h, w, stride).add_(products[:, i, j])
+    return y[..., 1:-1, 1:-1].transpose(0, 1).to(x.dtype, memory_format=torch.contiguous_format, copy=True)
+
+
+def _taps_gradient(y: Tensor, x: Tensor, stride: int) -> Tensor:
+    """The gradient (I, O, k, k) of the weight of `_spread`, from y (N, O, stride * H, stride * W), the gradient of its output,
+    and its input x (N, I, H, W)."""
+    (n, inputs, h, w), outputs, k = x.shape, y.shape[1], stride + 2
+    padded = F.pad(y, (1, 1, 1, 1)).transpose(0, 1)
+    met = x.new_empty(outputs, k, k, n, h, w)
+    for i, j in itertools.product(range(k), repeat=2):
+        met[:, i, j] = _met(padded, i, j, h, w, stride)
+    met, pixels = met.view(outputs * k * k, n * h * w), _pixels(x)
+    if x.dtype == torch.bfloat16:  # the library is faster with an image at a time, and sums of 16 bits are shorter
+        parts = met.view(len(met), n, h * w).transpose(0, 1) @ pixels.view(n, h * w, inputs)
+        products = parts.sum(0, dtype=torch.float32)
+    else:
+        products = product(met, pixels)
+    return products.view(outputs, k, k, inputs).permute(3, 0, 1, 2)
+
+
+def _met(padded: Tensor, i: int, j: int, h: int, w: int, stride: int) -> Tensor:
+    """Of maps (O, N, stride * H + 2, stride * W + 2), the pixels (O, N, H, W) that tap (i, j) of each of H x W pixels meets."""
+    return padded[..., i:i + stride * h:stride, j:j + stride * w:stride]
+
+
 def _pixels(maps: Tensor) -> Tensor:
     """(N, C, H, W) -> (N * H * W, C)."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _spread(products: Tensor, shape: torch.Size, stride: int) -> Tensor:
-    """(N * H * W, C * k * k) -> (N, C, stride * H, stride * W), with N, H, W of `shape`. Added up in 32 bits or more."""
-    wide = products.to(torch.promote_types(products.dtype, torch.float32))
-    wide = wide.view(shape[0], shape[2] * shape[3], products.shape[1]).transpose(1, 2)
-    return F.fold(wide, (stride * shape[2], stride * shape[3]), stride + 2, padding=1, stride=stride).to(products.dtype)
-
-
-def _gather(maps: Tensor, stride: int) -> Tensor:
-    """The transpose of `_spread`: (N, C, stride * H, stride * W) -> (N * H * W, C * k * k)."""
-    return F.unfold(maps, stride + 2, padding=1, stride=stride).transpose(1, 2).flatten(0, 1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..products import product, products
+from ..products import product
 from .sizes import CACHED, THIN
 from .thin import ThinTransposed
 
@@ -90,7 +90,6 @@ class TapProducts(torch.autograd.Function):
         h, w, o = *x.shape[2:], dy.shape[1]
         dx = torch.empty_like(x, memory_format=torch.channels_last)
         dtaps = torch.zeros_like(taps, dtype=torch.promote_types(taps.dtype, torch.float32))
-        part_of_taps = taps.new_empty(1, *taps.shape)
         for pixels, dout, dpixels in _images(taps, x, dy, dx):  # (k, H, W, I), (k, 2H, 2W, O), (k, H, W, I)
             k = len(dout)
             drows = x.new_empty(k, h, 2, w, 3 * o)
@@ -99,8 +98,7 @@ class TapProducts(torch.autograd.Function):
             _add_up_backward(drows.unbind(2), dproducts.unbind(3), 1)
             dproducts = dproducts.view(k * h * w, -1)
             dpixels.copy_(product(dproducts, taps).view(dpixels.shape))
-            products(dproducts.T[None], pixels.reshape(1, k * h * w, -1), part_of_taps)
-            dtaps += part_of_taps[0]
+            dtaps += product(dproducts.T, pixels.reshape(k * h * w, -1))
         return dx, dtaps, dy.sum((0, 2, 3), dtype=dtaps.dtype)
 
 

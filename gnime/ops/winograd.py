@@ -1,12 +1,13 @@
 """Winograd's 3x3 convolution on a CPU."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..products import product, products
+from ..products import products
 from .sizes import CACHED
 
 TILES = 1024  # 4x4 tiles per matrix product: few enough for little memory, many enough for a high rate
@@ -30,7 +31,8 @@ class Winograd(torch.autograd.Function):
     @torch.amp.custom_fwd(device_type="cpu")
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         outputs, inputs = weight.shape[:2]
-        taps = product(_taps_to_points(x), weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, outputs, inputs)
+        taps = x.new_empty(36, outputs, inputs)
+        _each(_taps_to_points(x), weight.permute(0, 2, 3, 1).reshape(outputs, 9, inputs), taps.transpose(0, 1))
         ctx.save_for_backward(x, taps)
         y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=torch.channels_last)
         for part, out in _tiles(x, y):  # (k, H, W, I), (k, H, W, O)
@@ -57,9 +59,12 @@ class Winograd(torch.autograd.Function):
                 found = dvalues.new_empty(*dvalues.shape[:2], taps.shape[2])
                 products(dvalues, taps, found)
                 _from_points(found, dpart, _inputs_to_points_transposed)
+        dweight = None
         if dtaps is not None:
-            dtaps = product(_taps_to_points(x).T, dtaps.flatten(1)).view(3, 3, *taps.shape[1:]).permute(2, 3, 0, 1)
-        return dx, dtaps, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+            dweight = dtaps.new_empty(taps.shape[1], 9, taps.shape[2])
+            _each(_taps_to_points(x).T, dtaps.transpose(0, 1), dweight)
+            dweight = dweight.unflatten(1, (3, 3)).permute(0, 3, 1, 2)
+        return dx, dweight, dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
 def _tiles(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -83,6 +88,45 @@ def _taps_to_points(like: Tensor) -> Tensor:
 def _to_points(maps: Tensor, one_axis: Callable) -> Tensor:
     """maps (k, H, W, C) -> values (36, k * H/4 * W/4, C): `one_axis` applied along H, then along W."""
     k, h, w, c = maps.shape
+    if (h, w) != (4, 4):
+        return _to_points_by_axis(maps, one_axis)
+    values = maps.new_empty(36, k, c)
+    _each(_matrix_to_points(one_axis, maps.dtype), maps.reshape(k, 16, c), values.transpose(0, 1))
+    return values
+
+
+def _from_points(values: Tensor, maps: Tensor, one_axis: Callable) -> None:
+    """values (36, k * H/4 * W/4, C) -> maps (k, H, W, C), overwritten: `one_axis` applied along W, then along H."""
+    k, h, w, c = maps.shape
+    if (h, w) == (4, 4):
+        _each(_matrix_from_points(one_axis, maps.dtype), values.transpose(0, 1), maps.view(k, 16, c))
+    else:
+        _from_points_by_axis(values, maps, one_axis)
+
+
+def _each(matrix: Tensor, parts: Tensor, out: Tensor) -> None:
+    """out = matrix @ part for each part. matrix (Q, P), parts (k, P, C), out (k, Q, C)."""
+    products(matrix.expand(len(parts), *matrix.shape), parts, out)
+
+
+# Maps of one tile have no neighbours. Then one small product for each image takes half the time of additions along the axes.
+@cache
+def _matrix_to_points(one_axis: Callable, dtype: torch.dtype) -> Tensor:
+    """The matrix (36, 16) of `_to_points` for one tile."""
+    pixels = torch.eye(16, dtype=dtype, device="cpu").view(1, 4, 4, 16)
+    return _to_points_by_axis(pixels, one_axis).view(36, 16)
+
+
+@cache
+def _matrix_from_points(one_axis: Callable, dtype: torch.dtype) -> Tensor:
+    """The matrix (16, 36) of `_from_points` for one tile."""
+    pixels = torch.empty(1, 4, 4, 36, dtype=dtype, device="cpu")
+    _from_points_by_axis(torch.eye(36, dtype=dtype, device="cpu").view(36, 1, 36), pixels, one_axis)
+    return pixels.view(16, 36)
+
+
+def _to_points_by_axis(maps: Tensor, one_axis: Callable) -> Tensor:
+    k, h, w, c = maps.shape
     values = maps.new_empty(6, 6, k, h // 4, w // 4, c)
     for part, out in _in_cache(maps, values):
         rows = maps.new_empty(6, len(part), h // 4, w, c)
@@ -91,8 +135,7 @@ def _to_points(maps: Tensor, one_axis: Callable) -> Tensor:
     return values.view(36, -1, c)
 
 
-def _from_points(values: Tensor, maps: Tensor, one_axis: Callable) -> None:
-    """values (36, k * H/4 * W/4, C) -> maps (k, H, W, C), overwritten: `one_axis` applied along W, then along H."""
+def _from_points_by_axis(values: Tensor, maps: Tensor, one_axis: Callable) -> None:
     k, h, w, c = maps.shape
     for out, part in _in_cache(maps, values.view(6, 6, k, h // 4, w // 4, c)):
         rows = maps.new_empty(6, len(out), h // 4, w, c)
