@@ -21,7 +21,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def products(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     """out = a @ b, or out += a @ b, matrix by matrix, not differentiable. a (P, M, K), b (P, K, N), out (P, M, N)."""
-    if getattr(_thread, "trains", False) and _onednn_keeps_32_bits():
+    if one_call():
         with _less_precise_allowed():
             torch.baddbmm(out, a, b, beta=int(add), out=out)
     elif not _for_onednn(a[0], b[0]):
@@ -33,6 +33,11 @@ def products(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
                 place += found
             else:
                 place.copy_(found)
+
+
+def one_call() -> bool:
+    """Whether `products` of 32-bit numbers are one call of oneDNN's here: in training."""
+    return getattr(_thread, "trains", False) and _onednn_keeps_32_bits()
 
 
 def _for_onednn(a: Tensor, b: Tensor) -> bool:

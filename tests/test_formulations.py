@@ -1,5 +1,6 @@
 """Each fast formulation against the plain one: outputs and gradients, and the shapes that choose it."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from gnime.ops.dense import dense
 from gnime.ops.pooling import relu_and_pool
 from gnime.ops.thin import ThinTransposed
 from gnime.ops.upsampling import TapProducts, _taps, folded_conv, spread_conv, upsample_conv
+from gnime.products import training_products
 
 
 def plain(x, weight, bias, factor=2):
@@ -81,6 +83,8 @@ def test_parts_are_few_images_each(taps, shape, lengths):
 @pytest.mark.parametrize(("shape", "outputs"), [
     ((5, 8, 12, 8), 6),  # Winograd's, three tiles by two
     ((3, 6, 4, 4), 7),  # a tile, which has no neighbours
+    ((3, 6, 4, 8), 7),
+    ((3, 6, 8, 4), 7),
     ((4, 5, 6, 8), 6),  # no whole tiles: the library's
     ((4, 5, 8, 6), 6),
     ((3, 40, 5, 4), 3),  # few outputs
@@ -101,10 +105,14 @@ def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
     laid_out = [i.contiguous(memory_format=layout) if i.ndim == 4 else i for i in inputs]
     close(with_gradients(conv, [i.double() for i in laid_out], cotangent), expected, 1e-13)
     close(with_gradients(conv, laid_out, cotangent), expected, 1e-5)
+    with training_products():
+        close(with_gradients(conv, [i.double() for i in laid_out], cotangent), expected, 1e-13)
+        close(with_gradients(conv, laid_out, cotangent), expected, 1e-5)
 
 
 @pytest.mark.parametrize(("shape", "outputs", "kind"), [
-    ((9, 64, 8, 8), 1, "ThinTransposed"), ((5, 64, 8, 8), 3, "ThinTransposed"), ((64, 256, 4, 4), 512, "Winograd"),
+    ((9, 64, 8, 8), 1, "ThinTransposed"), ((9, 64, 4, 4), 1, "ThinTransposed"), ((5, 64, 8, 8), 3, "ThinTransposed"),
+    ((64, 256, 4, 4), 512, "Winograd"),
     ((64, 512, 4, 4), 256, "Winograd"), ((9, 1, 8, 8), 64, "ThinInputConv"), ((16, 64, 8, 8), 128, None)])
 def test_convolutions_under_autocast(shape, outputs, kind, monkeypatch):
     """Maps and their gradients are bf16, of 8 bits: an error of a hundredth of the largest value is allowed."""
@@ -126,6 +134,29 @@ def test_convolutions_under_autocast(shape, outputs, kind, monkeypatch):
     assert found[0].dtype == torch.bfloat16
     rounded = [i.bfloat16().double() for i in inputs]
     close(found, with_gradients(lambda *given: F.conv2d(*given, padding=1), rounded, cotangent.double()), 1e-2)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("channels", "outputs"), [(40, 3), (3, 40)])  # few outputs, few inputs
+def test_each_gradient_comes_without_the_others(channels, outputs, bf16):
+    torch.manual_seed(0)
+    given = torch.randn(3, channels, 5, 4), torch.randn(outputs, channels, 3, 3), torch.randn(outputs)
+
+    def gradients(function, wanted, dtype):
+        inputs = [one.to(dtype, copy=True).requires_grad_(i in wanted) for i, one in enumerate(given)]
+        function(*inputs).sum().backward()
+        return [one.grad for one in inputs]
+
+    def under_autocast(x, weight, bias):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return conv(x, weight, bias)
+
+    for count in (1, 2):
+        for wanted in itertools.combinations(range(3), count):
+            found = gradients(under_autocast, wanted, torch.float32)
+            expected = gradients(lambda *inputs: F.conv2d(*inputs, padding=1), wanted, torch.double)
+            assert [one is not None for one in found] == [i in wanted for i in range(3)]
+            close([found[i] for i in wanted], [expected[i] for i in wanted], 2e-2 if bf16 else 1e-5)
 
 
 def test_in_16_bits_the_library_has_the_weights_gradient_of_few_inputs(monkeypatch):

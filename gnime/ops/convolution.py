@@ -8,7 +8,7 @@ from .sizes import THIN
 from .thin import ThinInputConv, thin_conv
 from .winograd import Winograd
 
-THIN_INPUT = 8  # input channels below which the library's backward pass is slow; in 16 bits its gradient of the input alone
+THIN_INPUT = 8  # input channels below which the library's backward pass is slow; in 16 bits, only where it goes to the input
 WIDE = 1 << 13  # inputs times outputs from which Winograd's transforms of maps cost less than the products they save
 WIDE_BF16 = 1 << 17  # the same under autocast, where the library's products are twice as fast and Winograd's stay as they are
 MANY = 64  # 4x4 tiles from which his transforms of weights do

@@ -53,7 +53,8 @@ class ThinTransposed(torch.autograd.Function):
 class ThinInputConv(torch.autograd.Function):
     """conv2d(x, weight, bias, padding=1) for few inputs. x (N, I, H, W), weight (O, I, 3, 3), bias (O,) -> (N, O, H, W).
 
-    The library's forward pass is fast. The backward pass is what `ThinTransposed` does forward and for its weight.
+    The library's forward pass is fast. The backward pass is what `ThinTransposed` does forward and for its weight. In 16 bits
+    the library's gradient of the weight is fast too.
     """
 
     @staticmethod
@@ -71,7 +72,10 @@ class ThinInputConv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = _spread(dy, weight, 1)
         if ctx.needs_input_grad[1]:
-            dweight = _taps_gradient(x, dy, 1)
+            if x.dtype == torch.bfloat16:
+                dweight = torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=1)
+            else:
+                dweight = _taps_gradient(x, dy, 1)
         if ctx.needs_input_grad[2]:
             dbias = dy.sum((0, 2, 3))
         return dx, dweight, dbias
@@ -97,7 +101,7 @@ def _taps_gradient(y: Tensor, x: Tensor, stride: int) -> Tensor:
     for i, j in itertools.product(range(k), repeat=2):
         met[:, i, j] = _met(padded, i, j, h, w, stride)
     met, pixels = met.view(outputs * k * k, n * h * w), _pixels(x)
-    if x.dtype == torch.bfloat16:  # the library is faster with an image at a time, and sums of 16 bits are shorter
+    if x.dtype == torch.bfloat16 and h * w >= inputs:  # then the library is faster with an image at a time
         parts = met.view(len(met), n, h * w).transpose(0, 1) @ pixels.view(n, h * w, inputs)
         products = parts.sum(0, dtype=torch.float32)
     else:
