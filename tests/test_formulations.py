@@ -292,6 +292,13 @@ def test_no_images(channels, outputs):
     assert not any(one.any() for one in found)
 
 
+def test_no_images_upsampled():
+    inputs = [torch.zeros(shape, requires_grad=True) for shape in ((0, 64, 4, 4), (64, 64, 3, 3), (64,))]
+    found = with_gradients(upsample_conv, inputs, torch.zeros(0, 64, 8, 8))
+    assert [one.shape for one in found] == [(0, 64, 8, 8), *(i.shape for i in inputs)]
+    assert not any(one.any() for one in found)
+
+
 def test_thin_upsampling_convolutions_are_folded(monkeypatch):
     used = []
     original = upsampling._folded

@@ -75,7 +75,7 @@ class TapProducts(torch.autograd.Function):
         y = torch.empty((n, o, 2 * h, 2 * w), dtype=x.dtype, memory_format=torch.channels_last)
         for pixels, out in _images(taps, x, y):  # (k, H, W, I), (k, 2H, 2W, O)
             k = len(out)
-            products = product(pixels.reshape(k * h * w, -1), taps.T).view(k, h, w, 3, 3 * o)
+            products = product(pixels.flatten(0, 2), taps.T).view(k, h, w, 3, 3 * o)
             rows = x.new_empty(k, h, 2, w, 3 * o)
             _add_up(products.unbind(3), rows.unbind(2), 1)
             _add_up(rows.view(k, 2 * h, w, 3, o).unbind(3), out.view(k, 2 * h, w, 2, o).unbind(3), 2)
@@ -96,9 +96,9 @@ class TapProducts(torch.autograd.Function):
             _add_up_backward(dout.reshape(k, 2 * h, w, 2, o).unbind(3), drows.view(k, 2 * h, w, 3, o).unbind(3), 2)
             dproducts = x.new_empty(k, h, w, 3, 3 * o)
             _add_up_backward(drows.unbind(2), dproducts.unbind(3), 1)
-            dproducts = dproducts.view(k * h * w, -1)
+            dproducts = dproducts.flatten(0, 2).flatten(1)
             dpixels.copy_(product(dproducts, taps).view(dpixels.shape))
-            dtaps += product(dproducts.T, pixels.reshape(k * h * w, -1))
+            dtaps += product(dproducts.T, pixels.flatten(0, 2))
         return dx, dtaps, dy.sum((0, 2, 3), dtype=dtaps.dtype)
 
 
