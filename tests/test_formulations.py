@@ -284,18 +284,12 @@ def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
         wanted.requires_grad_(False)
 
 
+@pytest.mark.parametrize(("function", "factor"), [(conv, 1), (upsample_conv, 2)])
 @pytest.mark.parametrize(("channels", "outputs"), [(64, 3), (64, 128), (3, 64)])
-def test_no_images(channels, outputs):
+def test_no_images(channels, outputs, function, factor):
     inputs = [torch.zeros(shape, requires_grad=True) for shape in ((0, channels, 8, 8), (outputs, channels, 3, 3), (outputs,))]
-    found = with_gradients(conv, inputs, torch.zeros(0, outputs, 8, 8))
-    assert [one.shape for one in found] == [(0, outputs, 8, 8), *(i.shape for i in inputs)]
-    assert not any(one.any() for one in found)
-
-
-def test_no_images_upsampled():
-    inputs = [torch.zeros(shape, requires_grad=True) for shape in ((0, 64, 4, 4), (64, 64, 3, 3), (64,))]
-    found = with_gradients(upsample_conv, inputs, torch.zeros(0, 64, 8, 8))
-    assert [one.shape for one in found] == [(0, 64, 8, 8), *(i.shape for i in inputs)]
+    found = with_gradients(function, inputs, torch.zeros(0, outputs, 8 * factor, 8 * factor))
+    assert [one.shape for one in found] == [(0, outputs, 8 * factor, 8 * factor), *(i.shape for i in inputs)]
     assert not any(one.any() for one in found)
 
 
