@@ -4,7 +4,9 @@ import math
 import os
 from pathlib import Path
 
-SPINS = "1000"  # turns of a waiting thread's loop before it sleeps; GNU OpenMP's default is 300,000, some milliseconds
+# Turns of a waiting thread's loop before it sleeps. GNU OpenMP's default is 300,000, some milliseconds. With fewer than 2,000
+# it often sleeps between two operations of Python's, and to wake it costs an idle machine time (benchmarks/busy.py).
+SPINS = "2000"
 
 
 def configure_threads() -> None:

@@ -10,7 +10,7 @@ from gnime import cli, reproduce, threads
 
 
 @pytest.mark.parametrize(("given", "spins"), [
-    ({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None),
+    ({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None),
     ({"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "9"}, "9")])
 def test_the_users_own_settings_are_kept(monkeypatch, given, spins):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS"):
@@ -46,4 +46,4 @@ def test_entry_points_decide_before_torch_is_imported():
             " print(os.environ['GOMP_SPINCOUNT'], torch.get_num_threads())\ngnime.cli.guarded('x', work)")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert run.stdout.split() == ["1000", str(threads.processors())]
+    assert run.stdout.split() == ["2000", str(threads.processors())]
