@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .processor import capabilities
+
 FEW = 1 << 20  # multiplications up to which oneDNN is slower to start than MKL is to finish
 # PyTorch's `@` takes MKL for 32-bit numbers. On a processor that is not Intel's, MKL computes 8 of them at once. oneDNN, which
 # PyTorch's convolutions take, computes 16 where there is AVX-512. PyTorch has no public function for its products.
@@ -83,11 +85,9 @@ def _less_precise_allowed() -> Iterator[None]:
 @cache
 def _onednn_keeps_32_bits() -> bool:
     """Whether PyTorch has the setting, the processor has no AMX, and a product is indeed precise to 32 bits."""
-    if not hasattr(torch.backends.mkldnn, "matmul") or not hasattr(torch.cpu, "get_capabilities"):
-        return False  # an older PyTorch
-    found = torch.cpu.get_capabilities()
-    if found.get("architecture") != "x86_64" or any(has for name, has in found.items() if name.startswith("amx")):
-        return False
+    found = capabilities()
+    if not hasattr(torch.backends.mkldnn, "matmul") or found.get("architecture") != "x86_64" or found["amx"]:
+        return False  # an older PyTorch, or another processor
     a = torch.linspace(0, 99, 2 * 64 * 256).sin().view(2, 64, 256)
     exact = torch.bmm(a.double(), a.double().mT)
     with _less_precise_allowed():

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from gnime.batches import channels_last
-from gnime.ops import convolution, pooling, upsampling, winograd
+from gnime.ops import convolution, pooling, stacked, upsampling, winograd
 from gnime.ops import thin as thin_module
 from gnime.ops.convolution import conv
 from gnime.ops.dense import dense
 from gnime.ops.pooling import relu_and_pool
+from gnime.ops.stacked import StackedConv
 from gnime.ops.thin import ThinTransposed
 from gnime.ops.upsampling import TapProducts, _taps, folded_conv, spread_conv, upsample_conv
 from gnime.products import training_products
@@ -112,15 +113,16 @@ def test_convolutions(shape, outputs, with_bias, layout, monkeypatch):
 
 @pytest.mark.parametrize(("shape", "outputs", "kind"), [
     ((9, 64, 8, 8), 1, "ThinTransposed"), ((9, 64, 4, 4), 1, "ThinTransposed"), ((5, 64, 8, 8), 3, "ThinTransposed"),
-    ((64, 256, 4, 4), 512, "Winograd"),
-    ((64, 512, 4, 4), 256, "Winograd"), ((9, 1, 8, 8), 64, "ThinInputConv"), ((16, 64, 8, 8), 128, None)])
+    ((64, 256, 4, 4), 512, "StackedConv"), ((32, 64, 4, 4), 128, "StackedConv"),
+    ((31, 64, 4, 4), 128, None), ((64, 64, 2, 4), 128, None), ((64, 64, 4, 8), 128, None),
+    ((9, 1, 8, 8), 64, "ThinInputConv"), ((64, 512, 8, 8), 256, None)])
 def test_convolutions_under_autocast(shape, outputs, kind, monkeypatch):
     """Maps and their gradients are bf16, of 8 bits: an error of a hundredth of the largest value is allowed."""
     torch.manual_seed(0)
     inputs = torch.randn(shape), torch.randn(outputs, shape[1], 3, 3), torch.randn(outputs)
     cotangent = torch.randn(shape[0], outputs, *shape[2:]).bfloat16()
     called = []
-    for function in (thin_module.ThinTransposed, thin_module.ThinInputConv, winograd.Winograd):
+    for function in (thin_module.ThinTransposed, thin_module.ThinInputConv, winograd.Winograd, StackedConv):
         monkeypatch.setattr(function, "apply", lambda *given, f=function, original=function.apply: called.append(f.__name__)
                             or original(*given))
     laid_out = [i.contiguous(memory_format=torch.channels_last) if i.ndim == 4 else i for i in inputs]
@@ -130,17 +132,48 @@ def test_convolutions_under_autocast(shape, outputs, kind, monkeypatch):
             return conv(x.bfloat16(), weight, bias)
 
     found = with_gradients(under_autocast, laid_out, cotangent)
-    assert called == ([kind] if kind else [])
+    assert called == ([kind] if kind and (kind != "StackedConv" or stacked._is_tried()) else [])
     assert found[0].dtype == torch.bfloat16
     rounded = [i.bfloat16().double() for i in inputs]
     close(found, with_gradients(lambda *given: F.conv2d(*given, padding=1), rounded, cotangent.double()), 1e-2)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(("channels", "outputs"), [(40, 3), (3, 40)])  # few outputs, few inputs
-def test_each_gradient_comes_without_the_others(channels, outputs, bf16):
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of the switch itself
+@pytest.mark.parametrize("library", [True, False])  # oneDNN, or PyTorch without it
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("shape", "outputs"), [((32, 64, 4, 4), 40), ((33, 3, 4, 4), 5), ((2, 1, 1, 1), 1), ((3, 2, 3, 4), 2)])
+def test_stacked_convolutions_are_exact_where_16_bits_are(shape, outputs, layout, with_bias, library):
+    """Sums of small integers are exact in 32 bits, so in 16 bits they are rounded once."""
+    if library and not stacked._is_tried():
+        pytest.skip("stacks are not used on this processor")
     torch.manual_seed(0)
-    given = torch.randn(3, channels, 5, 4), torch.randn(outputs, channels, 3, 3), torch.randn(outputs)
+    inputs = [torch.randint(-1, 2, size).double() for size in (shape, (outputs, shape[1], 3, 3), (outputs,))][: 2 + with_bias]
+    cotangent = torch.randint(-1, 2, (shape[0], outputs, *shape[2:])).double()
+    expected = with_gradients(lambda *given: F.conv2d(*given, padding=1), inputs, cotangent)
+    laid_out = [i.float().contiguous(memory_format=layout) if i.ndim == 4 else i.float() for i in inputs]
+    with torch.autocast("cpu", torch.bfloat16), torch.backends.mkldnn.flags(enabled=library):
+        found = with_gradients(lambda x, weight, bias=None: StackedConv.apply(x, weight, bias), laid_out, cotangent)
+    assert found[0].dtype == torch.bfloat16 and found[0].is_contiguous(memory_format=torch.channels_last)
+    for one, other in zip(found, expected, strict=True):
+        assert one.double().equal(other.bfloat16().double())
+
+
+def test_stacks_are_for_processors_on_which_they_were_tried(monkeypatch):
+    decide, known = stacked._is_tried.__wrapped__, {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}
+    for found, expected in ((known, True), (known | {"amx_bf16": True}, False), (known | {"avx512_bf16": False}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        assert decide() == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # an older PyTorch
+    assert not decide()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("channels", "outputs"), [(40, 3), (3, 40), (40, 40)])  # few outputs, few inputs, a stack in 16 bits
+def test_each_gradient_comes_without_the_others(channels, outputs, bf16, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(stacked, "FEW", 3)
+    given = torch.randn(3, channels, 4, 4), torch.randn(outputs, channels, 3, 3), torch.randn(outputs)
 
     def gradients(function, wanted, dtype):
         inputs = [one.to(dtype, copy=True).requires_grad_(i in wanted) for i, one in enumerate(given)]

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "gnime"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # from the bottom up; a module may import from its own row and from earlier ones
 LAYERS = [
-    {"errors", "words", "npy", "ownfiles", "regular", "threads", "products", "_commit"},
+    {"errors", "words", "npy", "ownfiles", "regular", "threads", "processor", "products", "_commit"},
     {"config", "filenames", "registry", "entries", "streams", "ownentries", "flagtypes", "flags", "paths", "targets"},
     {"system"}, {"device", "parallel"}, {"store"}, {"foreign"}, {"checkpoints", "arrays"},
     {"models", "explainers", "metrics"}, {"ops"},
@@ -24,8 +24,8 @@ LAYERS = [
     {"__init__"},  # the door, `gnime.Protected`
 ]
 # take the network as an argument; import torch, themselves and the packages named here
-PURE = {"products": set(), "models": set(), "explainers": {"products"}, "metrics": set(),
-        "ops": {"models", "products", "system"}}  # system: for a warning
+PURE = {"processor": set(), "products": {"processor"}, "models": set(), "explainers": {"products"}, "metrics": set(),
+        "ops": {"models", "processor", "products", "system"}}  # system: for a warning
 OTHERS = {"metrics": {"pytorch_msssim"}, "ops": {"triton"}}  # libraries besides torch
 # the command line answers at once
 LIGHT = {"cells", "cli", "config", "entries", "errors", "filenames", "flags", "flagtypes", "ownentries", "ownfiles", "registry",

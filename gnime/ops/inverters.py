@@ -43,5 +43,6 @@ def _upsample_merge_conv(layer: nn.Conv2d, x: Tensor, skip: Tensor | None) -> Te
     upsample = spread_conv if x.shape[2] == 1 else upsample_conv
     if skip is None:
         return upsample(x, layer.weight, layer.bias)
-    for_x, for_skip = layer.weight.split([x.shape[1], skip.shape[1]], 1)
+    parts = layer.weight.permute(0, 2, 3, 1).split([x.shape[1], skip.shape[1]], 3)  # so that gradients are channels last, too
+    for_x, for_skip = (part.permute(0, 3, 1, 2) for part in parts)
     return conv(skip, for_skip).add_(upsample(x, for_x, layer.bias))

@@ -68,17 +68,11 @@ class ThinInputConv(torch.autograd.Function):
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        dx = dweight = dbias = None
-        if ctx.needs_input_grad[0]:
-            dx = _spread(dy, weight, 1)
-        if ctx.needs_input_grad[1]:
-            if x.dtype == torch.bfloat16:
-                dweight = torch.nn.grad.conv2d_weight(x, weight.shape, dy, padding=1)
-            else:
-                dweight = _taps_gradient(x, dy, 1)
-        if ctx.needs_input_grad[2]:
-            dbias = dy.sum((0, 2, 3))
-        return dx, dweight, dbias
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        dx = _spread(dy, weight, 1) if needs_x else None
+        if x.dtype == torch.bfloat16:
+            return dx, *_library_gradients(x, dy, 1, needs_weight, needs_bias)
+        return dx, _taps_gradient(x, dy, 1) if needs_weight else None, dy.sum((0, 2, 3)) if needs_bias else None
 
 
 def _spread(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -96,17 +90,26 @@ def _taps_gradient(y: Tensor, x: Tensor, stride: int) -> Tensor:
     """The gradient (I, O, k, k) of the weight of `_spread`, from y (N, O, stride * H, stride * W), the gradient of its output,
     and its input x (N, I, H, W)."""
     (n, inputs, h, w), outputs, k = x.shape, y.shape[1], stride + 2
+    if x.dtype == torch.bfloat16:
+        return _library_gradients(y, x, stride)[0]
     padded = F.pad(y, (1, 1, 1, 1)).transpose(0, 1)
     met = x.new_empty(outputs, k, k, n, h, w)
     for i, j in itertools.product(range(k), repeat=2):
         met[:, i, j] = _met(padded, i, j, h, w, stride)
-    met, pixels = met.view(outputs * k * k, n * h * w), _pixels(x)
-    if x.dtype == torch.bfloat16 and h * w >= inputs:  # then the library is faster with an image at a time
-        parts = met.view(len(met), n, h * w).transpose(0, 1) @ pixels.view(n, h * w, inputs)
-        products = parts.sum(0, dtype=torch.float32)
-    else:
-        products = product(met, pixels)
+    products = product(met.view(outputs * k * k, n * h * w), _pixels(x))
     return products.view(outputs, k, k, inputs).permute(3, 0, 1, 2)
+
+
+def _library_gradients(x: Tensor, dy: Tensor, stride: int, weight: bool = True, bias: bool = False) -> list[Tensor | None]:
+    """The gradients of weight and bias in conv2d(x, weight, bias, stride, padding=1), where wanted, by the library.
+
+    x (N, I, stride * H, stride * W), dy (N, O, H, W). In 16 bits it is fast, provided that x and the weight have the strides of
+    channels last even if they have one channel.
+    """
+    outputs, inputs, k = dy.shape[1], x.shape[1], stride + 2
+    last, like = x.clone(memory_format=torch.channels_last), x.new_empty(outputs, k, k, inputs).permute(0, 3, 1, 2)
+    return torch.ops.aten.convolution_backward(
+        dy, last, like, [outputs], [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [False, weight, bias])[1:]
 
 
 def _met(padded: Tensor, i: int, j: int, h: int, w: int, stride: int) -> Tensor:

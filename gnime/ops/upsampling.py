@@ -20,7 +20,7 @@ def spread_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     All 16 pixels are equal, so nine products are enough: one for each tap. An output adds up the taps that lie inside the map.
     """
-    products = F.linear(x.flatten(1), _taps(weight)).unflatten(1, (9, -1))  # (N, 9, O)
+    products = F.linear(x.flatten(1), _taps(weight.to(x.dtype))).unflatten(1, (9, -1))  # (N, 9, O)
     place = torch.arange(4, device=x.device)[:, None] + torch.arange(3, device=x.device)  # (4, 3): row of output + tap
     inside = ((place > 0) & (place < 5)).to(products.dtype)  # (4, 3)
     summed = torch.kron(inside, inside) @ products  # (N, 16, O)
@@ -37,7 +37,7 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if len(weight) < THIN:
         y = ThinTransposed.apply(x, _folded(weight), 2)
         return y + bias.to(y.dtype)[:, None, None]
-    return TapProducts.apply(x, _taps(weight), bias)
+    return TapProducts.apply(x, _taps(weight.to(x.dtype)), bias)
 
 
 def folded_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
