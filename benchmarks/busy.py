@@ -11,6 +11,7 @@ import contextlib
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 
 from common import Report, Side, options
@@ -46,20 +47,24 @@ def ratio(above: list[float], below: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
-def measured(report: Report, title: str, sides: dict[str, Side], rounds: int) -> tuple[dict[str, list[float]], ...]:
+Times = dict[str, list[float]]
+
+
+def measured(report: Report, title: str, start: dict[str, Callable[[], Side]], rounds: int) -> tuple[Times, Times]:
     """Seconds of each side, idle and busy. A B B A ..., each round first idle, then busy, so that neither side is always the
-    first one after the busy process."""
-    idle, busy = ({name: [] for name in sides} for _ in range(2))
-    order = list(sides)
+    first one after the busy process. Each round has new processes, as in `Report.compare`."""
+    idle, busy = ({name: [] for name in start} for _ in range(2))
+    order = list(start)
     for _ in range(rounds):
+        sides = {name: start[name]() for name in order}
         for times, company in ((idle, contextlib.nullcontext()), (busy, one_busy_process())):
             with company:
                 for name in order:
                     times[name].append(sides[name].seconds())
         order.reverse()
-    for side in sides.values():
-        side.close()
-    for name in sides:
+        for side in sides.values():
+            side.close()
+    for name in start:
         report.times(f"{title}: {name}, idle", idle[name])
         report.times(f"{title}: {name}, beside one process", busy[name])
     return idle, busy
@@ -67,8 +72,8 @@ def measured(report: Report, title: str, sides: dict[str, Side], rounds: int) ->
 
 def compare_waiting(report: Report, step: str, batch: int, rounds: int) -> None:
     title = step.replace("_", " ")
-    sides = {name: Side(partial(built, step, batch), report.chosen, setting) for name, setting in SETTINGS.items()}
-    idle, busy = measured(report, title, sides, rounds)
+    start = {name: partial(Side, partial(built, step, batch), report.chosen, setting) for name, setting in SETTINGS.items()}
+    idle, busy = measured(report, title, start, rounds)
     report.claim(f"{title}, busy / idle", ratio(busy["ours"], idle["ours"]), 3.5, at_most=True)
     report.claim(f"{title}, idle, ours / library", ratio(idle["ours"], idle["library"]), 1.05, at_most=True)
     report.number(f"{title}, busy / idle with the library's default", ratio(busy["library"], idle["library"]))
@@ -77,9 +82,10 @@ def compare_waiting(report: Report, step: str, batch: int, rounds: int) -> None:
 def compare_threads(report: Report, rounds: int) -> None:
     """`system.training_threads` gives a training of this size one thread."""
     title, one, several = "small steps", "one thread", f"{report.chosen.threads} threads"
-    sides = {name: Side(partial(built, "small_steps", 32), argparse.Namespace(**vars(report.chosen) | {"threads": threads}),
-                        SETTINGS["ours"]) for name, threads in ((one, 1), (several, report.chosen.threads))}
-    idle, busy = measured(report, title, sides, rounds)
+    build = partial(built, "small_steps", 32)
+    start = {name: partial(Side, build, argparse.Namespace(**vars(report.chosen) | {"threads": threads}), SETTINGS["ours"])
+             for name, threads in ((one, 1), (several, report.chosen.threads))}
+    idle, busy = measured(report, title, start, rounds)
     report.claim(f"{title}, busy / idle with one thread", ratio(busy[one], idle[one]), 1.5, at_most=True)
     report.claim(f"{title}, idle, one thread / several", ratio(idle[one], idle[several]), 1.15, at_most=True)
     report.number(f"{title}, busy / idle with {several}", ratio(busy[several], idle[several]))
