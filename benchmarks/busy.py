@@ -23,6 +23,7 @@ SETTINGS = {"ours": {"GOMP_SPINCOUNT": SPINS, "OMP_WAIT_POLICY": None},
             "library": {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None}}
 
 
+BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sum(range(10**6))"  # ends with the benchmark
 STEPS = {"injector_step": 3, "victim_step": 15, "small_steps": 1}  # of a measurement: about two seconds
 
 
@@ -35,7 +36,7 @@ def built(step: str, batch: int):
 
 @contextlib.contextmanager
 def one_busy_process():
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    process = subprocess.Popen([sys.executable, "-c", BUSY])
     try:
         yield
     finally:

@@ -44,6 +44,7 @@ class Side:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, chosen, environment or {}), daemon=True)
         self._process.start()
+        theirs.close()  # else a child that dies is waited for without end
         self._answer()
 
     def seconds(self) -> float:

@@ -4,8 +4,9 @@ import math
 import os
 from pathlib import Path
 
-# Turns of a waiting thread's loop before it sleeps. GNU OpenMP's default is 300,000, some milliseconds. With fewer than 2,000
-# it often sleeps between two operations of Python's, and to wake it costs an idle machine time (benchmarks/busy.py).
+# Turns of a waiting thread's loop before it sleeps. GNU OpenMP's default is 300,000, some milliseconds. With fewer it
+# sleeps between two operations of Python's, and waking it takes time on an idle machine; with more it wastes a busy one.
+# benchmarks/busy.py measures what this number costs on either.
 SPINS = "2000"
 
 
@@ -13,7 +14,7 @@ def configure_threads() -> None:
     """Lets a waiting thread sleep, and starts no more threads than the process has processors.
 
     GNU OpenMP's threads spin at every barrier. Beside one busy process on two cores a small operation then waits for a thread
-    that is not running, and a training step takes up to 30 times as long (docs/performance.md). The user's own settings of
+    that is not running, and a training step takes several times as long (docs/performance.md). The user's own settings of
     `GOMP_SPINCOUNT`, `OMP_WAIT_POLICY` and `OMP_NUM_THREADS` are kept. Child processes inherit the choice.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
