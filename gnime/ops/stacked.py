@@ -18,8 +18,8 @@ def stack_serves(x: Tensor) -> bool:
     """Whether maps x (N, C, H, W) are small enough, and many enough, for `StackedConv` to be right and fast.
 
     oneDNN's gradient of the weight is wrong where H is 2: it reads memory that nobody wrote (oneDNN 3.7 and 3.12). Thousands of
-    random cases with H from 1 to 16, except 2, are exact, on a processor with bf16 instructions and without AMX. So a stack is used
-    for maps of 4x4 pixels alone, which are the networks' smallest, and on processors of that kind.
+    random cases with H from 1 to 16, except 2, are exact, on a processor with bf16 instructions and without AMX. So a stack is
+    used for maps of 4x4 pixels alone, which are the networks' smallest, and on processors of that kind.
     """
     return x.shape[2:] == (4, 4) and len(x) >= FEW and _is_tried()
 
