@@ -121,7 +121,7 @@ class Report:
         """Ours comes last, and is compared with the fastest of the rest, called `other` in the claim.
 
         Measured in turn. The ratio is the median over neighbours: what else the machine does touches both. Every round has new
-        processes: two of the same work differ by up to a quarter, for as long as they live, by where their memory lies.
+        processes, since two of the same work can differ for as long as they live.
         """
         rows = []
         for _ in range(rounds):
