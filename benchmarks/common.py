@@ -52,7 +52,11 @@ class Side:
         return self._answer()
 
     def _answer(self):
-        answer = self._pipe.recv()
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"a side's process ended with code {self._process.exitcode}") from None
         if isinstance(answer, BaseException):
             raise answer
         return answer

@@ -4,9 +4,9 @@ import math
 import os
 from pathlib import Path
 
-# Turns of a waiting thread's loop before it sleeps. GNU OpenMP's default is 300,000, some milliseconds. With fewer it
-# sleeps between two operations of Python's, and waking it takes time on an idle machine; with more it wastes a busy one.
-# benchmarks/busy.py measures what this number costs on either.
+# Turns of a waiting thread's loop before it sleeps. GNU OpenMP's default is 300,000, some milliseconds. After fewer
+# turns it often sleeps between two operations of Python's, and waking it takes time on an idle machine. More turns cost time on
+# a busy one. benchmarks/busy.py measures what this number costs on both.
 SPINS = "2000"
 
 

@@ -159,6 +159,31 @@ def test_stacked_convolutions_are_exact_where_16_bits_are(shape, outputs, layout
         assert one.double().equal(other.bfloat16().double())
 
 
+def test_elsewhere_the_library_convolves_small_maps(monkeypatch):
+    monkeypatch.setattr(stacked, "_is_tried", lambda: False)
+    monkeypatch.setattr(StackedConv, "apply", None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(torch.zeros(32, 64, 4, 4), torch.zeros(64, 64, 3, 3)).shape == (32, 64, 4, 4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("channels", "outputs", "shape"), [(1, 64, (3, 5, 4)), (3, 40, (33, 4, 4)), (31, 8, (2, 1, 3))])
+def test_the_librarys_gradients_of_thin_layers_are_exact_where_16_bits_are(channels, outputs, shape, layout, stride):
+    torch.manual_seed(0)
+    n, h, w = shape
+    x = torch.randint(-1, 2, (n, channels, stride * h, stride * w)).double()
+    dy = torch.randint(-1, 2, (n, outputs, h, w)).double()
+    weight = torch.zeros(outputs, channels, stride + 2, stride + 2, dtype=torch.double)
+    expected = with_gradients(lambda *given: F.conv2d(x, *given, stride=stride, padding=1), [weight, dy[0, :, 0, 0]], dy)[1:]
+    laid_out = [maps.bfloat16().contiguous(memory_format=layout) for maps in (x, dy)]
+    gradients = partial(thin_module._library_gradients, *laid_out, stride)
+    both, alone = gradients(True, True), (gradients()[0], gradients(False, True)[1])
+    for found in both, alone:
+        for one, other in zip(found, expected, strict=True):
+            assert one.double().equal(other.bfloat16().double())
+
+
 def test_stacks_are_for_processors_on_which_they_were_tried(monkeypatch):
     decide, known = stacked._is_tried.__wrapped__, {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}
     for found, expected in ((known, True), (known | {"amx_bf16": True}, False), (known | {"avx512_bf16": False}, False)):

@@ -111,7 +111,7 @@ def _library_gradients(x: Tensor, dy: Tensor, stride: int, weight: bool = True, 
     outputs, inputs, k = dy.shape[1], x.shape[1], stride + 2
     last, like = x.clone(memory_format=torch.channels_last), x.new_empty(outputs, k, k, inputs).permute(0, 3, 1, 2)
     return torch.ops.aten.convolution_backward(
-        dy, last, like, [outputs], [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [False, weight, bias])[1:]
+        dy, last, like, [outputs], [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [False, True, bias])[1:]
 
 
 def _met(padded: Tensor, i: int, j: int, h: int, w: int, stride: int) -> Tensor:
